@@ -43,35 +43,42 @@ def _score_trees(Z, feature, threshold, left, right, missing_left, value, root, 
         out[i] = total
     return out
 
-# %% ../nbs/04_artifact.ipynb #d58f6f58
+# %% ../nbs/04_artifact.ipynb #23136d52
+@numba.njit(cache=True, nogil=True)
+def _add(h, x, w, at):
+    "h += x * w[at:at + len(h)], as a loop that the compiler vectorises without changing a bit"
+    for m in range(len(h)): h[m] += x * w[at + m]
+
 @numba.njit(cache=True, nogil=True)
 def _first_layer(z, median, mean, scale, size, w, h):
     h[:] = 0.0
-    k = len(median)
+    k, n = len(median), len(h)
     for j in range(k):
         x = median[j] if np.isnan(z[j]) else z[j]
-        h += ((x - mean[j]) / scale[j]) * w[j]
+        _add(h, (x - mean[j]) / scale[j], w, j * n)
     for j in range(k):
-        if np.isnan(z[j]): h += w[k + j]
+        if np.isnan(z[j]): _add(h, 1.0, w, (k + j) * n)
     at = 2 * k
     for j in range(len(size)):
-        if not np.isnan(z[k + j]): h += w[at + int(z[k + j])]
+        if not np.isnan(z[k + j]): _add(h, 1.0, w, (at + int(z[k + j])) * n)
         at += size[j]
 
+# %% ../nbs/04_artifact.ipynb #87ecd717
 @numba.njit(cache=True, nogil=True)
 def _score_dense(Z, median, mean, scale, size, widths, weights, bias):
     out = np.empty(len(Z))
     a, b = np.empty(widths.max()), np.empty(widths.max())
     for i in range(len(Z)):
         n = widths[1]
-        _first_layer(Z[i], median, mean, scale, size, weights[:widths[0] * n].reshape(widths[0], n), a[:n])
-        a[:n] += bias[:n]
+        _first_layer(Z[i], median, mean, scale, size, weights, a[:n])
+        for m in range(n): a[m] += bias[m]
         wat, bat = widths[0] * n, n
-        for m in range(2, len(widths)):
-            n2 = widths[m]
+        for layer in range(2, len(widths)):
+            n2 = widths[layer]
             b[:n2] = 0.0
-            for j in range(n): b[:n2] += max(a[j], 0.0) * weights[wat + j * n2:wat + (j + 1) * n2]
-            for j in range(n2): a[j] = b[j] + bias[bat + j]
+            for j in range(n):
+                if a[j] > 0.0: _add(b[:n2], a[j], weights, wat + j * n2)   # the rectifier: a sum of zeros adds nothing
+            for m in range(n2): a[m] = b[m] + bias[bat + m]
             wat, bat, n = wat + n * n2, bat + n2, n2
         out[i] = a[0]
     return out

@@ -155,21 +155,22 @@ def _settle(nb):
                 if o.output_type == "execute_result": o["execution_count"] = None
     return nb
 
-# %% ../nbs/12_audit.ipynb #333fe32b
+# %% ../nbs/12_audit.ipynb #107789fa
 def run_notebook(
     nb:Path, # Audit notebook
     out:Path, # Where its executed copy goes, whole or not at all
-    root:Path, # Folder it runs in
-    **params, # Values for its `parameters` cell
+    cwd:Path, # Folder it runs in
+    params:dict, # Values for its `parameters` cell
 )->Path: # `out`
     "Run a parameterised notebook; refuses names that it does not declare, and reports a failure by its last error"
     import nbformat
     import papermill as pm
+    from traitlets.config import Config
     if odd := sorted(set(params) - (known := _declared(nb))): raise MlgovError(f"{nb}: unknown parameters {odd}; its 'parameters' cell declares {sorted(known) or 'nothing (is the tag lost?)'}")
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     with tempfile.TemporaryDirectory() as d:
         tmp = Path(d)/"run.ipynb"
-        try: pm.execute_notebook(str(nb), str(tmp), params, cwd=str(root), kernel_name="python3", progress_bar=os.environ.get("CI") is None, request_save_on_cell_execute=False, log_output=False)
+        try: pm.execute_notebook(str(nb), str(tmp), params, cwd=str(cwd), kernel_name="python3", progress_bar=os.environ.get("CI") is None, request_save_on_cell_execute=False, config=Config(KernelManager=dict(transport="ipc")))   # no port is opened
         except pm.exceptions.PapermillExecutionError as e: raise AuditFailed(f"{Path(nb).name} stopped in cell {e.exec_count}: {e.ename}: {e.evalue}") from None
         done = _settle(nbformat.read(tmp, as_version=4))
     return write_atomic(out, nbformat.writes(done) + "\n")

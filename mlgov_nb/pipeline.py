@@ -110,7 +110,7 @@ def candidate_measures(
 def _value(measures, name, subject="all rows"):
     return next((m["value"] for m in measures if (m["name"], m["subject"]) == (name, subject)), None)
 
-# %% ../nbs/12a_pipeline.ipynb #8f2802ae
+# %% ../nbs/12a_pipeline.ipynb #1434000d
 def choose(
     records:list[dict], # One per candidate, from `candidate_measures`
     by:str, # The measure that ranks candidates
@@ -131,8 +131,12 @@ def choose(
     top = best or ranked[0]
     mine = "; ".join(c["sentence"] for c in checks[top["model"]["name"]])
     head = f"{top['model']['name']} is the champion ({words(by)} {number(rank(top))}): {mine}" if best else f"No candidate holds the pre-release limits: nothing is packaged. The audits look at {top['model']['name']}, the best of those refused"
+    broken = {n: [c for c in cs if c["verdict"] in ("fail", "unknown")] for n, cs in checks.items()}
+    def faults(n): return ", ".join(f"{words(c['measure'])} of {c['subject']} {number(c['value'])}, limit {c['bound']}" for c in broken[n])
+    short = [f"{n} ({words(by)} {number(rank(r))}; {faults(n)})" for r in ranked if (n := r["model"]["name"]) and r is not best and broken[n]]
     flat = [{**c, "subject": f"{c['subject']}@{n}"} for n, cs in checks.items() for c in cs]
-    return dict(audit="select", model=top["model"], verdict=level[best["model"]["name"]] if best else "fail", line=f"{head}.", reasons=[head, *others], context=others, checks=flat)
+    line = f"{head}. Refused: {', '.join(short)}." if short else f"{head}."
+    return dict(audit="select", model=top["model"], verdict=level[best["model"]["name"]] if best else "fail", line=line, reasons=[head, *others], context=others, checks=flat)
 
 # %% ../nbs/12a_pipeline.ipynb #415adc52
 def select_stage(
@@ -160,7 +164,7 @@ def _candidate_plot(out, recs, by, card):
     rows = [dict(candidate=r["model"]["name"], **{by: _value(r["measures"], by), GAP[card.task]: _value(r["measures"], GAP[card.task], attr)}) for r in recs]
     write_atomic(out/"plots"/"candidates.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.5g"))
 
-# %% ../nbs/12a_pipeline.ipynb #7c5d24d1
+# %% ../nbs/12a_pipeline.ipynb #ed729ebb
 def window_files(
     root:Path, # The project's top folder
 )->dict[str, str]: # Window: its file relative to the top folder, in time order
@@ -195,7 +199,7 @@ def run_audit(
     if name not in {**params.audits, "model_card": ""}: raise ConfigError(f"no audit '{name}'; params.yaml has {', '.join(params.audits)}")
     nb = Path(root)/"nbs"/"audits"/f"{params.audits.get(name, name)}.ipynb"
     if not nb.is_file(): raise ConfigError(f"params.yaml: audits.{name}: no notebook {nb.relative_to(root)}")
-    return run_notebook(nb, Path(root)/given["out"]/f"{name}.ipynb", root, **given)
+    return run_notebook(nb, Path(root)/given["out"]/f"{name}.ipynb", root, given)
 
 # %% ../nbs/12a_pipeline.ipynb #b4079205
 def _facts(records, card):

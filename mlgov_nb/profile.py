@@ -14,7 +14,7 @@ import pandas as pd
 from .dataset import as_category
 from .settings import MlgovError
 
-# %% ../nbs/08_profile.ipynb #9792bfaf
+# %% ../nbs/08_profile.ipynb #a87e05a6
 @dataclass(frozen=True)
 class Column:
     "Bins of one column, and how many rows fall in each"
@@ -26,7 +26,7 @@ class Column:
     def labels(self) -> list[str]:
         "A name per bin"
         if self.kind == "categorical": return [*self.bins, "(other)", "(missing)"]
-        e = [f"{b:g}" for b in self.bins]
+        e = [f"{b:.3g}" if abs(b) < 100 else f"{b:g}" for b in self.bins]
         return ([f"<{e[0]}", *(f"{a} to <{b}" for a, b in zip(e, e[1:])), f"≥{e[-1]}"] if e else ["any"]) + ["(missing)"]
 
     @property

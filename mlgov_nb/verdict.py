@@ -86,7 +86,7 @@ def run_checks(
         out += found
     return out
 
-# %% ../nbs/11_verdict.ipynb #3151f87e
+# %% ../nbs/11_verdict.ipynb #6e3c08e7
 def worst(
     verdicts:list[str], # Verdicts
 )->str: # The worst of them; 'unknown' when there is none
@@ -101,17 +101,20 @@ def _margin(c):
 
 def _reasons(checks):
     groups = {}
-    for c in checks: groups.setdefault((c["measure"], c["bound"], c["subject"]), []).append(c)
+    for c in checks: groups.setdefault((c["measure"], c["subject"]), []).append(c)
     out = []
     for g in groups.values():
         level = worst([c["verdict"] for c in g])
         bad = [c for c in g if c["verdict"] == level]
         top = min(bad, key=_margin)
-        more = f"; the same verdict in {len(bad)} of {len(g)} windows" if len(g) > 1 and level != "pass" and len(bad) > 1 else ""
-        out.append((level, top["sentence"] + more))
-    return sorted(out, key=lambda r: -ORDER.index(r[0]))
+        hit, all_ = ({c["window"] for c in part} for part in (bad, g))
+        more = f"; the same verdict in {len(hit)} of {len(all_)} windows" if level != "pass" and len(hit) > 1 else ""
+        out.append((level, _capital(top["sentence"] + more)))
+    return out
 
-# %% ../nbs/11_verdict.ipynb #9902b065
+def _capital(s): return s[:1].upper() + s[1:]
+
+# %% ../nbs/11_verdict.ipynb #9554eab9
 def _context(records, limits):
     "One sentence on the candidates that were not released, from measures whose subject has an @"
     out = []
@@ -126,8 +129,16 @@ def _context(records, limits):
             (first, _), (bad, where) = vals[0], (min if low_is_bad else max)(vals)
             bits.append(f"{s.split('@')[1]} {number(first)}" + (f" → {number(bad)} ({where})" if bad != first else ""))
         what = next(iter(seen)).split("@")[0]
-        out.append(f"{words(name)}{'' if what == 'all rows' else ', ' + what} of the candidates not released, from the reference to their worst window: {', '.join(bits)}")
+        bound = next(_bound(lim) for lim in limits if lim.measure == name)
+        out.append(f"{words(name)}{'' if what == 'all rows' else ', ' + what} of the candidates not released, from the reference to their worst window (limit {bound}): {', '.join(bits)}")
     return out
+
+def _moved(records):
+    "The columns that drifted in the latest window, largest first"
+    if not records: return []
+    last = {(m["name"], m["subject"]): m["value"] for m in records[-1]["measures"]}
+    cols = sorted(((last.get(("js_distance", c)), c) for (n, c), v in last.items() if n == "drifted" and v == 1.0 and c != "score"), reverse=True)
+    return [f"drifted in {records[-1]['window']['name']}: " + ", ".join(f"{c} {number(v)}" for v, c in cols) + " (Jensen-Shannon distance)"] if cols else []
 
 def judge(
     audit:str, # Which audit
@@ -140,9 +151,10 @@ def judge(
     checks = run_checks(records, limits, list(parity))
     level = worst([c["verdict"] for c in checks if c["required"] or c["verdict"] != "unknown"])
     reasons = _reasons(checks)
-    context = _context(records, limits)
-    head = [s for lev, s in reasons if lev == level][:2] or [s for _, s in reasons[:2]]
-    return dict(audit=audit, model=records[0]["model"] if records else None, verdict=level, line=". ".join([*head, *context]) + ".", reasons=[s for _, s in reasons], context=context, checks=checks)
+    context = [_capital(c) for c in _context(records, limits) + _moved(records)]
+    head = list(dict.fromkeys([s for lev, s in reasons if lev == level][:2] + [reasons[0][1]]))
+    ranked = [s for _, s in sorted(reasons, key=lambda r: -ORDER.index(r[0]))]
+    return dict(audit=audit, model=records[0]["model"] if records else None, verdict=level, line=". ".join([*head, *context]) + ".", reasons=ranked, context=context, checks=checks)
 
 # %% ../nbs/11_verdict.ipynb #0dd94ea8
 def read_verdicts(

@@ -1,0 +1,67 @@
+# Everything sets itself up: `make run` and `make test` need only Python >= 3.11, git and make.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+export BENTOML_DO_NOT_TRACK := True
+export BENTOML_HOME := $(CURDIR)/.bentoml
+export DVC_NO_ANALYTICS := true
+# the virtual environment's programs first, for the commands of dvc.yaml
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup run test lab serve notebooks readme bench lock clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@echo "mlgov-nb: train, explain, audit and serve a model, with evidence that anyone can re-compute"; echo
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+# Python 3.11 is what the lock file was made with, so it comes first; any newer one is tried after it.
+$(STAMP): requirements.lock pyproject.toml
+	@py=""; for p in python3.11 python3.12 python3.13 python3 python; do \
+	  if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then py=$$p; break; fi; done; \
+	if [ -z "$$py" ]; then echo "mlgov-nb needs Python 3.11 or newer with venv; found: $$(python3 --version 2>&1 || echo none). Install it (for example: apt install python3.11-venv, or brew install python@3.11) and run make again." >&2; exit 2; fi; \
+	echo "setting up $(VENV) with $$($$py --version)"; \
+	test -x $(BIN)/python || $$py -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (mlgov-nb)" >/dev/null 2>&1
+	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/nbdev_install_hooks >/dev/null; fi
+	@touch $(STAMP)
+
+setup: $(STAMP)  ## make .venv with the exact versions of requirements.lock, the package and the git hooks
+
+run: $(STAMP)  ## the whole pipeline: data, candidates, champion, audits, model card, Bento
+	@dvc repro
+	@mlgov gate || echo "(the gate is closed; the reasons are above and in reports/index.html)"
+	@echo "reports: $(CURDIR)/reports/index.html    serve the champion: make serve"
+
+test: $(STAMP)  ## notebooks clean and exported, ruff, notebook tests, pytest with an end-to-end run
+	@python tools/notebooks.py check
+	@python tools/readme.py --check
+	@ruff check mlgov_nb tests tools bench data/sample
+	@nbdev_test --path nbs --n_workers 2
+	@pytest
+
+lab: $(STAMP)  ## JupyterLab with the project's kernel
+	@jupyter lab nbs
+
+serve: $(STAMP)  ## the released champion on http://127.0.0.1:3000
+	@test -f release/served/RELEASE.json -o -f release/served/REFUSED.json || dvc repro package
+	@bentoml serve mlgov_nb.service:Mlgov --host 127.0.0.1 --port 3000
+
+notebooks: $(STAMP)  ## export the package from the notebooks, run them, keep their outputs, clean them
+	@python tools/notebooks.py run
+
+readme: $(STAMP)  ## README.md from nbs/index.ipynb
+	@python tools/readme.py
+
+bench: $(STAMP)  ## benchmarks, as tables
+	@python bench/false_alarms.py
+
+lock: $(STAMP)  ## make requirements.lock again from pyproject.toml
+	@python tools/lock.py
+
+clean:  ## remove what was made; .venv, data/raw and what is in git stay
+	@rm -rf data/ingested data/split models release dvclive .bentoml _proc .pytest_cache .ruff_cache .hypothesis reports/_draft
+	@find reports -name '*.html' -delete 2>/dev/null; find reports -name '*.ipynb' -delete 2>/dev/null; true

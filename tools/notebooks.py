@@ -1,0 +1,60 @@
+"""Keep notebooks and package together.
+
+`python tools/notebooks.py check`: notebooks are clean and the package is what they export (in a copy; nothing is changed).
+`python tools/notebooks.py run`: export, run every library notebook and keep its outputs, clean.
+"""
+import difflib
+import filecmp
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+root = Path(__file__).parents[1]
+
+
+def nbdev(command, where):
+    got = subprocess.run([str(Path(sys.executable).parent/command)], cwd=where, capture_output=True, text=True)
+    if got.returncode: sys.exit(f"{command} failed:\n{got.stdout}{got.stderr}")
+
+
+def files(folder):
+    keep = (p for d in ("nbs", "mlgov_nb") for p in sorted((folder/d).rglob("*")) if p.is_file())
+    return {p.relative_to(folder) for p in keep if "__pycache__" not in p.parts and ".ipynb_checkpoints" not in p.parts}
+
+
+def check():
+    with tempfile.TemporaryDirectory() as d:
+        copy = Path(d)
+        for f in (*files(root), Path("settings.ini"), Path("pyproject.toml")):
+            (copy/f).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root/f, copy/f)
+        nbdev("nbdev_clean", copy)
+        nbdev("nbdev_export", copy)
+        odd = sorted(f for f in files(copy) | files(root) if not ((root/f).is_file() and (copy/f).is_file() and filecmp.cmp(root/f, copy/f, shallow=False)))
+        for f in odd:
+            pair = [(p/f).read_text(errors="replace").splitlines() if (p/f).is_file() else [] for p in (root, copy)]
+            print("\n".join(list(difflib.unified_diff(*pair, f"{f} here", f"{f} cleaned and exported", lineterm="", n=1))[:12]))
+    if odd: sys.exit("notebooks and package disagree; run `nbdev_export` and `nbdev_clean` (edit the notebooks, never the package): " + ", ".join(map(str, odd)))
+    print(f"notebooks are clean, and the package is what they export ({len(files(root))} files)")
+
+
+def run():
+    import nbformat
+    from nbclient import NotebookClient
+    from traitlets.config import Config
+    nbdev("nbdev_export", root)
+    for nb in sorted((root/"nbs").glob("[0-9]*.ipynb")):
+        print(nb.name, flush=True)
+        doc = nbformat.read(nb, as_version=4)
+        NotebookClient(doc, kernel_name="python3", resources={"metadata": {"path": str(nb.parent)}}, config=Config(KernelManager=dict(transport="ipc"))).execute()
+        for c in doc.cells:
+            if c.cell_type == "code": c.outputs = [o for o in c.outputs if o.output_type != "stream" or o.name != "stderr"]
+        nbformat.write(doc, nb)
+    nbdev("nbdev_clean", root)
+
+
+if __name__ == "__main__":
+    verbs = {"check": check, "run": run}
+    verbs.get(sys.argv[1] if len(sys.argv) == 2 else "", lambda: sys.exit(__doc__))()

@@ -1,0 +1,15 @@
+"""README.md is nbs/index.ipynb, as Markdown. `--check` compares and changes nothing."""
+import sys
+from pathlib import Path
+
+import nbformat
+
+root = Path(__file__).parents[1]
+sys.path.insert(0, str(root))
+from mlgov_nb.files import write_atomic  # noqa: E402
+
+nb = nbformat.read(root/"nbs"/"index.ipynb", as_version=4)
+text = "\n\n".join(c.source for c in nb.cells if c.cell_type == "markdown").replace("](images/", "](nbs/images/") + "\n"
+if "--check" in sys.argv:
+    if (root/"README.md").read_text() != text: sys.exit("README.md is not what nbs/index.ipynb says; run `make readme`")
+else: write_atomic(root/"README.md", text)
