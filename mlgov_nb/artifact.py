@@ -83,7 +83,11 @@ def _score_dense(Z, median, mean, scale, size, widths, weights, bias):
         out[i] = a[0]
     return out
 
-# %% ../nbs/04_artifact.ipynb #09c32ed0
+# %% ../nbs/04_artifact.ipynb #cf5cfd5d
+def _tree_args(enc, arrays):
+    "What `_score_trees` reads"
+    return (*(arrays[k] for k in ("feature", "threshold", "left", "right", "missing_left", "value", "root")), float(arrays["baseline"][0]))
+
 def _dense_args(enc, arrays):
     "What `_score_dense` reads, from the layers `w0, b0, w1, ...`"
     n = sum(k.startswith("w") for k in arrays)
@@ -93,7 +97,7 @@ def _dense_args(enc, arrays):
     return (np.array(enc.median, dtype=float), np.array(enc.mean, dtype=float), np.array(enc.scale, dtype=float), size, widths,
             np.concatenate([np.ascontiguousarray(w).ravel() for w in ws]), np.concatenate([arrays[f"b{i}"] for i in range(n)]))
 
-# %% ../nbs/04_artifact.ipynb #30a608c8
+# %% ../nbs/04_artifact.ipynb #0b4615ed
 @dataclass(frozen=True)
 class Artifact:
     "A loaded model: arrays, what preprocessing learnt, and what it is"
@@ -103,42 +107,29 @@ class Artifact:
     version: str = "unsaved"       # first 12 hex digits of the hash of model.npz and metadata.json
     folder: Path|None = None
 
-    @property
-    def name(self) -> str: return self.meta["name"]
-    @property
-    def task(self) -> str: return self.meta["task"]
-    @property
-    def threshold(self) -> float: return self.meta["threshold"]
+    name = property(lambda self: self.meta["name"])
+    task = property(lambda self: self.meta["task"])
+    threshold = property(lambda self: self.meta["threshold"])
 
     @cached_property
     def _args(self):
-        if self.meta["kind"] == "dense": return _dense_args(self.encoder, self.arrays)
-        a = self.arrays
-        return (*(a[k] for k in ("feature", "threshold", "left", "right", "missing_left", "value", "root")), float(a["baseline"][0]))
+        return (_dense_args if self.meta["kind"] == "dense" else _tree_args)(self.encoder, self.arrays)
 
-    def raw(self,
-        Z:np.ndarray, # Codes, rows x features
-    )->np.ndarray: # Log-odds (binary) or the predicted value (regression)
-        "Raw scores of codes"
+    def raw(self, Z:np.ndarray)->np.ndarray:
+        "Raw scores (log-odds, or the predicted value) of codes, rows x features"
         run = _score_dense if self.meta["kind"] == "dense" else _score_trees
         return run(np.ascontiguousarray(Z, dtype=float), *self._args)
 
-    def score_codes(self,
-        Z:np.ndarray, # Codes, rows x features
-    )->np.ndarray: # Probability of the positive class, or the predicted value
-        "Scores of codes"
+    def score_codes(self, Z:np.ndarray)->np.ndarray:
+        "Scores of codes: the probability of the positive class, or the predicted value"
         return expit(self.raw(Z)) if self.task == "binary" else self.raw(Z)
 
-    def score(self,
-        df:pd.DataFrame, # Prepared rows
-    )->np.ndarray: # Probability of the positive class, or the predicted value
-        "Scores of rows"
+    def score(self, df:pd.DataFrame)->np.ndarray:
+        "Scores of prepared rows"
         return self.score_codes(codes(self.encoder, df))
 
-    def decide(self,
-        score:np.ndarray, # Scores
-    )->np.ndarray: # 1 where the score reaches the threshold
-        "Decisions of a binary model"
+    def decide(self, score:np.ndarray)->np.ndarray:
+        "Decisions of a binary model: 1 where the score reaches the threshold"
         return (np.asarray(score) >= self.threshold).astype(int)
 
 # %% ../nbs/04_artifact.ipynb #ceaee414

@@ -83,16 +83,13 @@ def linear(
 def _loss(raw, y, task):
     return float(np.mean(np.logaddexp(0, raw) - y * raw) if task == "binary" else np.mean((raw - y) ** 2))
 
-# %% ../nbs/03_candidates.ipynb #b4592166
+# %% ../nbs/03_candidates.ipynb #da08dc90
 def parity_penalty(
-    score, # Tensor of scores, on the scale where 0 is the threshold
+    outcome, # Tensor: what the model gives each row, a stand-in for its decision, or a value
     member, # Tensor, rows x groups, 1 where the row is in the group
-    sharpness:float, # Steepness of the sigmoid that stands in for the decision
 ):
-    "Mean squared gap between each group's mean sharpened score and everybody else's"
-    import torch
-    q = torch.sigmoid(sharpness * score)[:, None]
-    n = member.sum(0)
+    "Mean squared gap between each group's mean outcome and everybody else's"
+    q, n = outcome[:, None], member.sum(0)
     inside, outside = (q * member).sum(0) / n.clamp(min=1), (q * (1 - member)).sum(0) / (len(q) - n).clamp(min=1)
     ok = (n >= 8) & (len(q) - n >= 8)
     return ((inside - outside) ** 2 * ok).sum() / ok.sum().clamp(min=1)
@@ -118,7 +115,7 @@ def ordered_forward(
         if i < len(weights) - 1: h = torch.relu(h)
     return h[:, 0].numpy()
 
-# %% ../nbs/03_candidates.ipynb #c9d2e8b7
+# %% ../nbs/03_candidates.ipynb #be4356aa
 def _epoch(net, opt, loss, data, order, cut, mitigation):
     "One pass over the batches in `order`"
     X, y, members = data
@@ -127,9 +124,8 @@ def _epoch(net, opt, loss, data, order, cut, mitigation):
         z = net(X[b])[:, 0]
         total = loss(z, y[b])
         if mitigation:
-            s = z.sigmoid() - cut if cut is not None else z
-            k = mitigation.sharpness if cut is not None else 1.0
-            total = total + mitigation.weight * sum(parity_penalty(s, m[b], k) for m in members)
+            q = z if cut is None else (mitigation.sharpness * (z.sigmoid() - cut)).sigmoid()
+            total = total + mitigation.weight * sum(parity_penalty(q, m[b]) for m in members)
         opt.zero_grad(); total.backward(); opt.step()
 
 # %% ../nbs/03_candidates.ipynb #b5da5883
@@ -147,11 +143,12 @@ def _train_network(net, p, loss, train, valid, cut, mitigation, seed, step):
         step(curve[-1])
     return curve
 
-# %% ../nbs/03_candidates.ipynb #06a4ff3b
+# %% ../nbs/03_candidates.ipynb #cf759a9c
 def _memberships(groups):
     "One 0/1 matrix (rows x groups) per protected attribute"
     return [np.stack([g == v for v in sorted(set(g))], axis=1).astype(np.float32) for g in groups]
 
+# %% ../nbs/03_candidates.ipynb #4d145e90
 def mlp(
     p:dict, # `params` of the candidate
     task:str, # 'binary' or 'regression'

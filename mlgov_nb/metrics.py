@@ -79,7 +79,7 @@ def auc(
     a, se = v10.mean(), np.sqrt(v10.var(ddof=1) / m + v01.var(ddof=1) / n)
     return a, max(0.0, a - Z95 * se), min(1.0, a + Z95 * se)
 
-# %% ../nbs/05_metrics.ipynb #46d7e216
+# %% ../nbs/05_metrics.ipynb #cba1ae22
 def confusion(
     y:np.ndarray, # Labels, 0 or 1
     decision:np.ndarray, # Decisions, 0 or 1
@@ -90,6 +90,7 @@ def confusion(
 def _f1(c):
     with np.errstate(all="ignore"): return 2 * c[..., 0] / (2 * c[..., 0] + c[..., 1] + c[..., 2])
 
+# %% ../nbs/05_metrics.ipynb #2c6b640d
 def binary_measures(
     y:np.ndarray, # Labels: 0, 1, NaN where unlabelled
     score:np.ndarray, # Probabilities

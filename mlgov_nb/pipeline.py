@@ -164,7 +164,7 @@ def _candidate_plot(out, recs, by, card):
     rows = [dict(candidate=r["model"]["name"], **{by: _value(r["measures"], by), GAP[card.task]: _value(r["measures"], GAP[card.task], attr)}) for r in recs]
     write_atomic(out/"plots"/"candidates.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.5g"))
 
-# %% ../nbs/12a_pipeline.ipynb #ed729ebb
+# %% ../nbs/12a_pipeline.ipynb #1f252ec7
 def window_files(
     root:Path, # The project's top folder
 )->dict[str, str]: # Window: its file relative to the top folder, in time order
@@ -181,6 +181,7 @@ def audit_params(
     return dict(root=".", card=card_path(root, params.data.card).relative_to(root).as_posix(), model="release/champion", reference="data/split/reference.parquet", windows=windows or window_files(root),
                 settings=params.audit.model_dump(), seed=params.seed, out=scope(root, params).relative_to(root).as_posix(), candidates={} if windows else {k: f"models/{k}" for k in params.candidates})
 
+# %% ../nbs/12a_pipeline.ipynb #4ec06ed3
 def audit_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters

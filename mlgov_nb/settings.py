@@ -63,7 +63,20 @@ class Split(_Strict):
             raise ValueError(f"window names {bad} must be letters, digits, '-', '+', '.' or '_', and not 'reference'")
         return v
 
-# %% ../nbs/00_settings.ipynb #2097abdd
+# %% ../nbs/00_settings.ipynb #d04f35ea
+def _check_card(card):
+    "What a card's parts demand of each other"
+    if not card.features: raise ValueError("numeric and categorical are both empty: the model would have no input")
+    if twice := sorted({c for c in card.features if card.features.count(c) > 1}): raise ValueError(f"features listed twice: {twice}")
+    reserved = {card.id, card.time, card.target.name} - {None}
+    if clash := sorted(reserved & set(card.features)): raise ValueError(f"{clash} cannot be features: they are the id, the time or the target")
+    used = [p.column for p in card.protected.values() if p.column in card.features and not p.as_input]
+    if used: raise ValueError(f"protected columns {used} are among the features; take them out or set as_input: true")
+    if clash := sorted(set(card.protected) & (set(card.features) | reserved)): raise ValueError(f"protected attributes {clash} have the name of a feature, the id, the time or the target; name them differently")
+    if card.time and (card.split.train_until is None or not card.split.windows):
+        raise ValueError("a card with a time column needs split.train_until and split.windows")
+
+# %% ../nbs/00_settings.ipynb #d39b2bff
 class Card(_Strict):
     "A dataset card: what a raw file is and how it may be used"
     name: str = ""                    # the card file's stem, filled in by `load_card`
@@ -93,15 +106,7 @@ class Card(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if not self.features: raise ValueError("numeric and categorical are both empty: the model would have no input")
-        if twice := sorted({c for c in self.features if self.features.count(c) > 1}): raise ValueError(f"features listed twice: {twice}")
-        reserved = {self.id, self.time, self.target.name} - {None}
-        if clash := sorted(reserved & set(self.features)): raise ValueError(f"{clash} cannot be features: they are the id, the time or the target")
-        used = [p.column for p in self.protected.values() if p.column in self.features and not p.as_input]
-        if used: raise ValueError(f"protected columns {used} are among the features; take them out or set as_input: true")
-        if clash := sorted(set(self.protected) & (set(self.features) | reserved)): raise ValueError(f"protected attributes {clash} have the name of a feature, the id, the time or the target; name them differently")
-        if self.time and (self.split.train_until is None or not self.split.windows):
-            raise ValueError("a card with a time column needs split.train_until and split.windows")
+        _check_card(self)
         return self
 
 # %% ../nbs/00_settings.ipynb #d91fcffe

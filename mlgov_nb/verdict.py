@@ -114,7 +114,7 @@ def _reasons(checks):
 
 def _capital(s): return s[:1].upper() + s[1:]
 
-# %% ../nbs/11_verdict.ipynb #9554eab9
+# %% ../nbs/11_verdict.ipynb #2f6d1aca
 def _context(records, limits):
     "One sentence on the candidates that were not released, from measures whose subject has an @"
     out = []
@@ -140,6 +140,7 @@ def _moved(records):
     cols = sorted(((last.get(("js_distance", c)), c) for (n, c), v in last.items() if n == "drifted" and v == 1.0 and c != "score"), reverse=True)
     return [f"drifted in {records[-1]['window']['name']}: " + ", ".join(f"{c} {number(v)}" for v, c in cols) + " (Jensen-Shannon distance)"] if cols else []
 
+# %% ../nbs/11_verdict.ipynb #11a54846
 def judge(
     audit:str, # Which audit
     records:list[dict], # What it measured

@@ -1,0 +1,111 @@
+"The repository's own rules: one source, one direction, no pickle, every audit complete"
+import ast
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jsonschema
+import pytest
+from conftest import ROOT
+
+from mlgov_nb.settings import Limits, load_params
+from mlgov_nb.verdict import schema
+
+NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9]*.ipynb"))
+AUDITS = sorted((ROOT/"nbs/audits").glob("*.ipynb"))
+MODULES = [p.stem.split("_", 1)[1] for p in NOTEBOOKS]   # in import order: the notebook's number says it
+
+
+def cells(nb): return json.loads(nb.read_text())["cells"]
+def source(c): return "".join(c["source"])
+def tree(module): return ast.parse((ROOT/"mlgov_nb"/f"{module}.py").read_text())
+
+
+def test_package_is_what_the_notebooks_export():
+    have = {p.stem for p in (ROOT/"mlgov_nb").glob("*.py")} - {"__init__", "_modidx"}
+    assert have == set(MODULES)
+    for nb, m in zip(NOTEBOOKS, MODULES): assert f"#| default_exp {m}" in source(cells(nb)[0])
+
+
+def test_every_module_imports_in_a_fresh_process():
+    def imports(m): return m, subprocess.run([sys.executable, "-W", "error::SyntaxWarning", "-c", f"import mlgov_nb.{m}"], cwd="/", capture_output=True, text=True)
+    with ThreadPoolExecutor(2) as pool:
+        for m, got in pool.map(imports, MODULES): assert got.returncode == 0, f"{m}: {got.stderr}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_upwards_only(module):
+    above = set(MODULES[:MODULES.index(module)])
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.ImportFrom) and ((node.module or "").startswith("mlgov_nb.") or node.level):
+            name = (node.module or "").removeprefix("mlgov_nb.")
+            if name: assert name in above, f"{module} imports {name}, which is not above it"
+        if isinstance(node, ast.ImportFrom): assert all(a.name != "*" for a in node.names), f"{module}: star import"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_pickle_anywhere(module):
+    text = (ROOT/"mlgov_nb"/f"{module}.py").read_text()
+    for node in ast.walk(ast.parse(text)):
+        names = [a.name for a in node.names] + [getattr(node, "module", "") or ""] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+        assert not {n.split(".")[0] for n in names} & {"pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal"}
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle": assert node.value.value is False
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_functions_are_documented(module):
+    lines = (ROOT/"mlgov_nb"/f"{module}.py").read_text().splitlines()
+    for f in tree(module).body:
+        if not isinstance(f, ast.FunctionDef) or f.name.startswith("_") or module == "cli": continue
+        assert ast.get_docstring(f) or len(f.body) == 1, f"{module}.{f.name} has no docstring"
+        if ast.get_docstring(f) and len(f.args.args) and f.lineno != f.body[0].lineno - 1:
+            for a in f.args.args: assert "#" in lines[a.lineno - 1] or a.arg == "self", f"{module}.{f.name}: parameter {a.arg} has no docment"
+
+
+def test_every_audit_has_a_notebook_and_limits():
+    params = load_params(ROOT/"params.yaml")
+    assert set(params.audits) == set(Limits.model_fields) - {"pre_release"}
+    for name, nb in params.audits.items():
+        assert (ROOT/"nbs/audits"/f"{nb}.ipynb").is_file()
+        for task in params.limits: assert getattr(params.limits[task], name), f"no limit for {name}, {task}"
+
+
+@pytest.mark.parametrize("nb", AUDITS, ids=lambda p: p.stem)
+def test_audit_notebooks_keep_the_rules(nb):
+    tagged = [c for c in cells(nb) if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1, "exactly one cell is tagged parameters"
+    for node in ast.parse(source(tagged[0])).body: ast.literal_eval(node.value)   # literals only
+    code = [source(c) for c in cells(nb) if c["cell_type"] == "code"]
+    assert not any(isinstance(n, ast.FunctionDef) for c in code for n in ast.walk(ast.parse(c))), "an audit defines no function"
+    assert "limits" not in "".join(code) or nb.stem == "model_card", "an audit never reads limits"
+
+
+@pytest.mark.parametrize("nb", NOTEBOOKS, ids=lambda p: p.stem)
+def test_exported_cells_are_short(nb):
+    for c in cells(nb):
+        lines = [x for x in source(c).splitlines() if x.strip() and not x.startswith("#|")]
+        if source(c).startswith("#| export"): assert len(lines) <= 31, source(c)[:200]
+
+
+def test_committed_evidence_follows_its_schema():
+    found = sorted((ROOT/"reports").glob("*/*.json"))
+    names = {p.name for p in found}
+    assert {"drift.json", "fairness.json", "explanation.json", "performance.json", "select.json"} <= names
+    for p in found:
+        if p.name in ("metrics.json", "model_card.json"): continue
+        jsonschema.validate(json.loads(p.read_text()), schema("verdict" if p.name.endswith(".verdict.json") else "measures"))
+
+
+def test_lock_is_exact_and_portable():
+    lines = [x for x in (ROOT/"requirements.lock").read_text().splitlines() if x and not x.startswith("#")]
+    assert all("==" in x and "+" not in x for x in lines)
+    assert "torch==2.13.0" in lines and not any(x.startswith("nvidia") for x in lines)
+
+
+def test_nothing_of_the_makers_machine_is_in_the_tree():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    home = str(ROOT.parent)
+    for f in tracked:
+        if Path(f).suffix in (".py", ".md", ".json", ".ipynb", ".yaml", ".lock"): assert f"{home}/" not in (ROOT/f).read_text(errors="ignore"), f
