@@ -14,13 +14,13 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help:  ## list the targets
 	@echo "mlgov-nb: train, explain, audit and serve a model, with evidence that anyone can re-compute"; echo
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Python 3.11 is what the lock file was made with, so it comes first; any newer one is tried after it.
 $(STAMP): requirements.lock pyproject.toml
 	@py=""; for p in python3.11 python3.12 python3.13 python3 python; do \
 	  if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then py=$$p; break; fi; done; \
-	if [ -z "$$py" ]; then echo "mlgov-nb needs Python 3.11 or newer with venv; found: $$(python3 --version 2>&1 || echo none). Install it (for example: apt install python3.11-venv, or brew install python@3.11) and run make again." >&2; exit 2; fi; \
+	if [ -z "$$py" ]; then echo "mlgov-nb needs Python 3.11 or newer with venv; found: $$(command -v python3 >/dev/null && python3 --version || echo none). Install it (for example: apt install python3.11-venv, or brew install python@3.11) and run make again." >&2; exit 2; fi; \
 	echo "setting up $(VENV) with $$($$py --version)"; \
 	test -x $(BIN)/python || $$py -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock

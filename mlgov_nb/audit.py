@@ -64,7 +64,7 @@ def open_inputs(
     others = {k: load(root/v) for k, v in (candidates or {}).items() if k != art.name}
     return Inputs(c, art, _rows(root/reference, c), {k: _rows(root/v, c) for k, v in windows.items()}, AuditSettings(**settings), seed, others)
 
-# %% ../nbs/12_audit.ipynb #ff70833b
+# %% ../nbs/12_audit.ipynb #f12caec3
 def write_measures(
     audit:str, # Which audit
     inputs:Inputs, # What it worked on
@@ -82,7 +82,7 @@ def as_frame(
     measures:dict[str, list[dict]], # Window: measures
 )->pd.DataFrame: # One row per measure, with its window
     "Measures as a frame, for tables and pictures"
-    return pd.concat([pd.DataFrame(m).assign(window=w) for w, m in measures.items()], ignore_index=True)
+    return pd.DataFrame([{**m, "window": w} for w, ms in measures.items() for m in ms], columns=["name", "subject", "value", "n", "low", "high", "window"])
 
 # %% ../nbs/12_audit.ipynb #2ecfab4e
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]

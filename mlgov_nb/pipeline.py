@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'GAP', 'scope', 'lineage', 'describe_features', 'train_stage', 'candidate_measures', 'choose',
            'select_stage', 'window_files', 'audit_params', 'audit_stage', 'run_audit', 'judge_stage', 'adhoc_audit',
-           'card_stage', 'headline', 'git_commit', 'package_stage', 'bento_env', 'bento']
+           'card_stage', 'trend', 'headline', 'git_commit', 'package_stage', 'bento_env', 'bento']
 
 # %% ../nbs/12a_pipeline.ipynb #dcb18d87
 import importlib.metadata
@@ -138,7 +138,7 @@ def choose(
     line = f"{head}. Refused: {', '.join(short)}." if short else f"{head}."
     return dict(audit="select", model=top["model"], verdict=level[best["model"]["name"]] if best else "fail", line=line, reasons=[head, *others], context=others, checks=flat)
 
-# %% ../nbs/12a_pipeline.ipynb #415adc52
+# %% ../nbs/12a_pipeline.ipynb #b7a16533
 def select_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -161,8 +161,10 @@ GAP = dict(binary="selection_rate_ratio", regression="mean_prediction_difference
 def _candidate_plot(out, recs, by, card):
     "Quality against gap of every candidate, as a CSV for `dvc plots`"
     attr = (card.parity or list(card.protected) or [None])[0]
-    rows = [dict(candidate=r["model"]["name"], **{by: _value(r["measures"], by), GAP[card.task]: _value(r["measures"], GAP[card.task], attr)}) for r in recs]
-    write_atomic(out/"plots"/"candidates.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.5g"))
+    _write_plot(out, "candidates", [dict(candidate=r["model"]["name"], quality=_value(r["measures"], by), gap=_value(r["measures"], GAP[card.task], attr)) for r in recs])
+
+def _write_plot(out, name, rows):
+    write_atomic(out/"plots"/f"{name}.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.5g"))
 
 # %% ../nbs/12a_pipeline.ipynb #1f252ec7
 def window_files(
@@ -245,7 +247,7 @@ def adhoc_audit(
     run_audit(root, params, name, given)
     return judge_stage(root, params, name, out), out/f"{name}.html"
 
-# %% ../nbs/12a_pipeline.ipynb #a083ef6a
+# %% ../nbs/12a_pipeline.ipynb #39e463b6
 def card_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -258,8 +260,21 @@ def card_stage(
     m = json.loads((out/"model_card.json").read_text())
     page = render(out/"model_card.ipynb", out/"model_card.html", v, [("Model", f"{m['model']['name']} {m['model']['version']}"), ("Data", m["data"]["title"])], "Re-compute: dvc repro · this card as JSON: model_card.json")
     write_json(out/"metrics.json", headline(out))
+    _write_plot(out, "trend", trend(out, _card(root, params), params))
     refresh_index(Path(root)/"reports")
     return page
+
+# %% ../nbs/12a_pipeline.ipynb #a62d71e5
+def trend(
+    out:Path, # A scope's folder
+    card:Card, # Its card
+    params:Params, # For the measure of quality
+)->list[dict]: # window, quality, gap, drift_share: one row per window
+    "The champion's main figures over the windows, for `dvc plots`"
+    recs = {(a, r["window"]["name"]): r["measures"] for a in ("performance", "fairness", "drift") for r in json.loads((out/f"{a}.json").read_text())}
+    attr = (card.parity or list(card.protected) or [None])[0]
+    def row(w): return dict(window=w, quality=_value(recs["performance", w], params.select[card.task]), gap=_value(recs.get(("fairness", w), []), GAP[card.task], attr), drift_share=_value(recs.get(("drift", w), []), "drift_share", "features"))
+    return [row(w) for a, w in recs if a == "performance"]
 
 def headline(
     out:Path, # A scope's folder

@@ -140,7 +140,7 @@ def _moved(records):
     cols = sorted(((last.get(("js_distance", c)), c) for (n, c), v in last.items() if n == "drifted" and v == 1.0 and c != "score"), reverse=True)
     return [f"drifted in {records[-1]['window']['name']}: " + ", ".join(f"{c} {number(v)}" for v, c in cols) + " (Jensen-Shannon distance)"] if cols else []
 
-# %% ../nbs/11_verdict.ipynb #11a54846
+# %% ../nbs/11_verdict.ipynb #cd98e3c0
 def judge(
     audit:str, # Which audit
     records:list[dict], # What it measured
@@ -153,6 +153,7 @@ def judge(
     level = worst([c["verdict"] for c in checks if c["required"] or c["verdict"] != "unknown"])
     reasons = _reasons(checks)
     context = [_capital(c) for c in _context(records, limits) + _moved(records)]
+    if not reasons: reasons = [(level, "Cannot tell: no limit applies, because the card asks for parity of no attribute (`protected: ... parity: true`)")]
     head = list(dict.fromkeys([s for lev, s in reasons if lev == level][:2] + [reasons[0][1]]))
     ranked = [s for _, s in sorted(reasons, key=lambda r: -ORDER.index(r[0]))]
     return dict(audit=audit, model=records[0]["model"] if records else None, verdict=level, line=". ".join([*head, *context]) + ".", reasons=ranked, context=context, checks=checks)
