@@ -40,10 +40,11 @@ class Inputs:
 
     def target(self, df): return df[self.card.target.name].to_numpy(float)
 
-# %% ../nbs/12_audit.ipynb #10dc96d4
+# %% ../nbs/12_audit.ipynb #6320b505
 def _rows(file, card):
     df, refused = prepare(read_rows(file), card, where=str(file))
     if df.empty: raise DataError(f"{file}: no rows to audit ({len(refused)} were refused{': ' + refused.reason.iloc[0] if len(refused) else ', the file is empty'})")
+    if df[card.target.name].isna().all(): print(f"{Path(file).name}: no row has a label; the target is {card.target.expr}")
     if len(refused): print(f"{Path(file).name}: {len(refused)} rows refused: {refused.reason.value_counts().to_dict()}")
     return df
 

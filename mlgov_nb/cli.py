@@ -30,7 +30,7 @@ def _say(text, style=None):
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": "magenta"}
 
-# %% ../nbs/19_cli.ipynb #43a04f84
+# %% ../nbs/19_cli.ipynb #32a1c218
 @app.command()
 def ingest():
     "Stage: read the raw file and check it against the card."
@@ -42,7 +42,10 @@ def ingest():
 def split():
     "Stage: split the rows into train, reference and windows."
     from mlgov_nb.dataset import split_stage
-    for w in split_stage(*_project()).values(): _say(f"{w.name:>12}: {w.rows:7,} rows, {w.labelled:7,} labelled" + (f", {w.start} to {w.end}" if w.start else ""))
+    import json
+    root, params = _project()
+    for w in split_stage(root, params).values(): _say(f"{w.name:>12}: {w.rows:7,} rows, {w.labelled:7,} labelled" + (f", {w.start} to {w.end}" if w.start else ""))
+    if n := json.loads((root/"data/split/split.json").read_text())["outside"]: _say(f"{'outside':>12}: {n:7,} rows are in no window")
 
 # %% ../nbs/19_cli.ipynb #2b885510
 @app.command()
@@ -83,14 +86,14 @@ def package(
     if version is None: return _say("no candidate holds the pre-release limits: nothing is packaged", "red")
     _say(f"released {version} to release/served" + (f"; Bento {build(root, version)}" if bento else ""))
 
-# %% ../nbs/19_cli.ipynb #7f233784
+# %% ../nbs/19_cli.ipynb #8518a2bf
 @app.command()
 def audit(
     name: Annotated[str, typer.Argument(help="drift, fairness, explanation or performance.")],
     current: Annotated[Path | None, typer.Option(help="A CSV or Parquet file of the card's shape. Without it, the pipeline's windows are audited.")] = None,
     reference: Annotated[Path | None, typer.Option(help="Reference rows; default: the pipeline's reference.")] = None,
     model: Annotated[Path | None, typer.Option(help="Artifact folder; default: the champion.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the files go; default: reports/<file name>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the files go; default: reports/audit_<file name>.")] = None,
 ):
     "Run one audit, on the pipeline's windows or on any file."
     root, params = _project()
@@ -175,11 +178,12 @@ def card_new(
     for n in notes: _say(f"  {n}")
     _say("next: read and edit the card, then `dvc repro`" + ("" if use else f" after setting data.card: {made.stem} in params.yaml"))
 
-# %% ../nbs/19_cli.ipynb #b1a51162
+# %% ../nbs/19_cli.ipynb #17086c15
 def main():
     "Entry point of `mlgov`"
     try: app()
-    except MlgovError as e:
+    except (MlgovError, OSError) as e:
         from rich.console import Console
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"mlgov: {e}", style="red", markup=False)
+        said = e if isinstance(e, MlgovError) else f"{e.filename}: no such file; has the pipeline run? (`dvc repro`)" if isinstance(e, FileNotFoundError) else f"{e.filename or 'files'}: {e.strerror}"
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"mlgov: {said}", style="red", markup=False)
         sys.exit(2)

@@ -72,6 +72,17 @@ def _number(s, col, where):
         raise DataError(f"{where}: column '{col}' is numeric in the card, but most of its values are not numbers (for example {str(s[bad].iloc[0])!r}); list it under categorical or mend the file")
     return got, bad
 
+# %% ../nbs/01_dataset.ipynb #55b7aad7
+def _time(s, col, where):
+    "`s` as numbers or as timestamps without a zone, and a mask of values that are neither"
+    if pd.api.types.is_numeric_dtype(s): return s, pd.Series(False, index=s.index)
+    known = s.notna()
+    got = s if pd.api.types.is_datetime64_any_dtype(s) else pd.to_datetime(s.astype("str").where(known), format="ISO8601", errors="coerce", utc=True)
+    if getattr(got.dt, "tz", None) is not None: got = got.dt.tz_convert("UTC").dt.tz_localize(None)
+    bad = known & got.isna()
+    if bad.sum() > 0.5 * max(int(known.sum()), 1): raise DataError(f"{where}: time column '{col}' is neither a number nor ISO dates (for example {str(s[bad].iloc[0])!r}; expected 2024-07-01)")
+    return got.astype("datetime64[us]"), bad
+
 # %% ../nbs/01_dataset.ipynb #309c6794
 def band(
     s:pd.Series, # Values
@@ -126,8 +137,8 @@ def row_schema(
     if card.time: cols[card.time] = pa.Column(nullable=False)
     return pa.DataFrameSchema(cols)
 
-# %% ../nbs/01_dataset.ipynb #bf0d3f23
-def _needed(df, card, labelled, where):
+# %% ../nbs/01_dataset.ipynb #ddbbbb29
+def _needed(df, card, where):
     "Raise `MissingColumn` unless every column that the card needs is there"
     have = set(df.columns)
     need = {card.id, card.time, *card.features} - {None}
@@ -136,6 +147,7 @@ def _needed(df, card, labelled, where):
     if gone: raise MissingColumn(sorted(gone), list(map(str, df.columns)), where)
 
 def _target(df, card, labelled, where):
+    if card.target.name in df and labelled: raise DataError(f"{where}: target.name '{card.target.name}' is a column of the file; give the target a name of its own in the card")
     if card.target.name in df: return _number(df[card.target.name], card.target.name, where)[0]
     try: return target_values(df, card, where)
     except DataError:
@@ -153,7 +165,7 @@ def _reasons(rows, card):
         what = f.check.astype(str).replace({"not_nullable": "missing", "field_uniqueness": "seen before"})
         return (f.column.astype(str) + ": " + what).groupby(f["index"]).agg(lambda s: "; ".join(sorted(set(s))))
 
-# %% ../nbs/01_dataset.ipynb #9f76e910
+# %% ../nbs/01_dataset.ipynb #70010dc3
 def prepare(
     df:pd.DataFrame, # Raw rows
     card:Card, # Their card
@@ -161,10 +173,10 @@ def prepare(
     where:str="data", # What to call the rows in an error
 )->tuple[pd.DataFrame, pd.DataFrame]: # Rows with id, time, features, protected attributes and target; refused rows with `reason`
     "Check raw rows against the card; nothing is dropped in silence"
-    _needed(df, card, labelled, where)
+    _needed(df, card, where)
     df = df.reset_index(drop=True)
     rows, notes = {card.id: df[card.id]}, {}
-    if card.time: rows[card.time] = df[card.time]
+    if card.time: rows[card.time], notes[card.time] = _time(df[card.time], card.time, where)
     for c in card.numeric: rows[c], notes[c] = _number(df[c], c, where)
     for c in card.categorical: rows[c] = as_category(df[c])
     for k, p in card.protected.items(): rows[k] = groups(df, k, p)
@@ -172,7 +184,7 @@ def prepare(
     rows = pd.DataFrame(rows)
     why = _reasons(rows, card)
     for c, bad in notes.items():
-        for i in bad.index[bad]: why[i] = "; ".join(filter(None, [why.get(i), f"{c}: not a number"]))
+        for i in bad.index[bad]: why[i] = "; ".join(filter(None, [why.get(i), f"{c}: not a {'date' if c == card.time else 'number'}"]))
     return rows.drop(index=why.index).reset_index(drop=True), df.loc[why.index].assign(reason=why)
 
 # %% ../nbs/01_dataset.ipynb #c1c1dced
@@ -204,13 +216,24 @@ def describe(
     span = (str(t.min()), str(t.max())) if t is not None and len(df) else (None, None)
     return Window(name, *span, len(df), int(df[card.target.name].notna().sum()), content_hash(df))
 
-# %% ../nbs/01_dataset.ipynb #735f627d
-def _bound(v, col, card):
-    try: return pd.Timestamp(v) if pd.api.types.is_datetime64_any_dtype(col) else type(col.iloc[0])(v) if not isinstance(col.iloc[0], str) else str(v)
+# %% ../nbs/01_dataset.ipynb #2f24f690
+def _bound(v, col, card, last=False):
+    "A bound of the card in the column's type; a day that ends a stretch is whole"
+    try:
+        if not pd.api.types.is_datetime64_any_dtype(col): return float(v)
+        t = pd.Timestamp(str(v))
+        return t + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1) if last and len(str(v)) <= 10 else t
     except (ValueError, TypeError): raise DataError(f"card {card.name}: split: {v!r} cannot be compared with {card.time} (for example {col.iloc[0]!r})") from None
 
 def _between(col, lo, hi, card):
-    return (col >= _bound(lo, col, card)) & (col <= _bound(hi, col, card))
+    return (col >= _bound(lo, col, card)) & (col <= _bound(hi, col, card, last=True))
+
+def _check_apart(masks, card):
+    "No row may be in two parts: a window that overlaps training is leakage"
+    names = list(masks)
+    for i, a in enumerate(names):
+        for b in names[i + 1:]:
+            if n := int((masks[a] & masks[b]).sum()): raise DataError(f"card {card.name}: split: {a} and {b} share {n:,} rows; windows must not overlap each other or the training period")
 
 def _hold_out(df, card, share, seed):
     "Mask of a seeded random `share` of the rows, independent of their order"
@@ -219,7 +242,7 @@ def _hold_out(df, card, share, seed):
     mask[order[np.random.default_rng(seed).random(len(df)) < share]] = True
     return mask
 
-# %% ../nbs/01_dataset.ipynb #391be815
+# %% ../nbs/01_dataset.ipynb #2969591d
 def split(
     rows:pd.DataFrame, # Prepared rows
     card:Card, # Their card
@@ -228,8 +251,10 @@ def split(
     "Split prepared rows into train, reference and windows; `DataError` for a part without rows or a target with one class"
     if card.time:
         t = rows[card.time]
-        past = t <= _bound(card.split.train_until, t, card)
-        parts = {k: rows[_between(t, lo, hi, card)] for k, (lo, hi) in card.split.windows.items()}
+        past = t <= _bound(card.split.train_until, t, card, last=True)
+        masks = {k: _between(t, lo, hi, card) for k, (lo, hi) in card.split.windows.items()}
+        _check_apart({"the training period": past, **masks}, card)
+        parts = {k: rows[m] for k, m in masks.items()}
         for k, v in parts.items():
             if v.empty: raise DataError(f"card {card.name}: window '{k}' {list(card.split.windows[k])} has no rows; {card.time} runs from {t.min()} to {t.max()}")
     else:
@@ -272,7 +297,7 @@ def ingest(
         write_rows(d/"rows.parquet", rows); write_rows(d/"refused.parquet", refused.astype(str)); write_json(d/"ingest.json", note)
     return note
 
-# %% ../nbs/01_dataset.ipynb #da544f0a
+# %% ../nbs/01_dataset.ipynb #315b9339
 def split_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -280,9 +305,11 @@ def split_stage(
     "Stage: split the checked rows into `data/split`"
     root = Path(root)
     card = load_card(card_path(root, params.data.card))
-    parts = split(read_rows(root/"data/ingested/rows.parquet"), card, params.seed)
+    rows = read_rows(root/"data/ingested/rows.parquet")
+    parts = split(rows, card, params.seed)
     info = {k: describe(v, card, k) for k, v in parts.items()}
     with atomic_dir(root/"data"/"split") as d:
         for k, v in parts.items(): write_rows(d/(f"{k}.parquet" if k in ("train", "reference") else f"windows/{k}.parquet"), v)
-        write_json(d/"split.json", {"card": card.name, "parts": [asdict(w) for w in info.values()]})
+        outside = len(rows) - sum(w.rows for w in info.values())
+        write_json(d/"split.json", {"card": card.name, "parts": [asdict(w) for w in info.values()], "outside": outside})
     return info

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SENSITIVE', 'TRUE', 'guess_target', 'guess_columns', 'guess_windows', 'draft_card']
 
-# %% ../nbs/01a_draft.ipynb #7c7d0174
+# %% ../nbs/01a_draft.ipynb #c460370b
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .dataset import DataError, MissingColumn, as_category, read_rows
+from .dataset import DataError, MissingColumn, _time, as_category, read_rows
 from .files import write_atomic
 from .settings import MlgovError, load_card
 
@@ -41,23 +41,27 @@ def guess_target(
     if pd.api.types.is_numeric_dtype(s): return "regression", _sql(col), f"target: regression of {col}"
     raise DataError(f"target '{col}' has {len(values)} classes ({', '.join(values[:5])}, …); name the one to predict with --positive")
 
-# %% ../nbs/01a_draft.ipynb #7fc8c949
+# %% ../nbs/01a_draft.ipynb #eb9b32b5
 def _is_time(s, col):
     if pd.api.types.is_datetime64_any_dtype(s): return True
-    return bool(re.fullmatch(r"(year|date|month|time|timestamp|\w*_(at|date|year))", col, re.I)) and s.notna().all() and s.nunique() >= 4
+    if not re.fullmatch(r"(year|date|time|timestamp|\w*_(at|date|year))", col, re.I) or s.isna().any() or s.nunique() < 4: return False
+    try: return not _time(s, col, "")[1].any()
+    except DataError: return False
 
 def guess_columns(
     df:pd.DataFrame, # Rows
     target:str, # The target column
 )->tuple[dict, list[str]]: # id, time, numeric, categorical, protected; notes
     "Guess what each column is; protected attributes are guessed by name and left out of the features"
-    notes, rest = [], [c for c in df if c != target]
+    nested = [c for c in df if c != target and df[c].map(lambda v: isinstance(v, (list, dict, np.ndarray))).any()]
+    notes, rest = [f"left out {c}: it holds lists" for c in nested], [c for c in df if c != target and c not in nested]
     # whole numbers or text that never repeat identify a row; a measured decimal that never repeats does not
     unique = [c for c in rest if df[c].notna().all() and df[c].is_unique and not pd.api.types.is_float_dtype(df[c])]
     id_ = next((c for c in unique if re.search(r"id$|^id|key|number", c, re.I)), unique[0] if unique else None)
     time = next((c for c in rest if c != id_ and _is_time(df[c], c)), None)
     protected = [c for c in rest if c not in (id_, time) and SENSITIVE.match(c)]
-    out = dict(id=id_, time=time, numeric=[], categorical=[], protected=protected)
+    bands = {c: sorted({float(np.floor(q)) for q in df[c].quantile([.25, .5, .75])}) for c in protected if pd.api.types.is_numeric_dtype(df[c]) and df[c].nunique() > 10}
+    out = dict(id=id_, time=time, numeric=[], categorical=[], protected=protected, bands=bands)
     for c in (c for c in rest if c not in (id_, time, *protected)):
         s = df[c]
         few = s.nunique() <= (10 if pd.api.types.is_integer_dtype(s) else 2)
@@ -67,14 +71,14 @@ def guess_columns(
         else: notes.append(f"left out {c}: {s.nunique():,} categories are too many to learn from")
     return out, notes
 
-# %% ../nbs/01a_draft.ipynb #87888865
+# %% ../nbs/01a_draft.ipynb #71cda009
 def _plain(v): return v.item() if isinstance(v, np.generic) else v if isinstance(v, (int, str)) else str(v)
 
 def guess_windows(
     t:pd.Series, # The time column
 )->dict: # The card's `split`
     "Train on the first half, then up to six windows"
-    t = t.dropna().sort_values()
+    t = _time(t, "time", "")[0].dropna().sort_values()
     if pd.api.types.is_datetime64_any_dtype(t): t = t.dt.strftime("%Y-%m-%d")
     until = t.iloc[(len(t) - 1) // 2]
     later = t[t > until]
@@ -84,7 +88,7 @@ def guess_windows(
     name = lambda lo, hi: re.sub(r"[^\w.+-]", "_", str(lo) if lo == hi else f"{lo}-{hi}")  # noqa: E731
     return dict(train_until=_plain(until), reference=0.3, windows={name(lo, hi): [_plain(lo), _plain(hi)] for lo, hi in spans.itertuples(index=False)})
 
-# %% ../nbs/01a_draft.ipynb #60e67272
+# %% ../nbs/01a_draft.ipynb #5d0f6551
 def draft_card(
     root:Path, # The project's top folder
     file:Path, # A CSV or Parquet file
@@ -103,8 +107,10 @@ def draft_card(
     if card.exists() and not force: raise MlgovError(f"{card.relative_to(root)} exists already; choose --name, or --force to replace it")
     task, expr, note = guess_target(df, target, positive)
     cols, notes = guess_columns(df, target)
-    if cols["id"] is None: df.insert(0, "row_id", np.arange(1, len(df) + 1)); cols["id"] = "row_id"; notes.append("no column identifies a row: added row_id")
-    raw = _place(root, file, df, name, added="row_id" in df)
+    if added := cols["id"] is None:
+        cols["id"] = next(c for c in ("row_id", "mlgov_row_id", "mlgov_row_number") if c not in df)
+        df.insert(0, cols["id"], np.arange(1, len(df) + 1)); notes.append(f"no column identifies a row: added {cols['id']}")
+    raw = _place(root, file, df, name, added)
     text = _card_text(raw, task, expr, target, cols, guess_windows(df[cols["time"]]) if cols["time"] else {})
     tmp = write_atomic(card.with_suffix(".draft"), text)
     try: load_card(tmp)
@@ -113,7 +119,7 @@ def draft_card(
     if use: _set_card(root/"params.yaml", name); notes.append(f"params.yaml: data.card is now {name}")
     return card, [note, f"id: {cols['id']}; time: {cols['time'] or 'none, so one random holdout window'}", f"protected, guessed by name: {', '.join(cols['protected']) or 'none; add what applies'}", *notes]
 
-# %% ../nbs/01a_draft.ipynb #f6d806f9
+# %% ../nbs/01a_draft.ipynb #4194c0e9
 def _place(root, file, df, name, added):
     "The raw file under data/raw: where it is, or a copy"
     home = (root/"data"/"raw").resolve()
@@ -125,7 +131,7 @@ def _place(root, file, df, name, added):
     return to.name
 
 def _card_text(path, task, expr, target, cols, windows):
-    protected = {(f"{c}_group" if False else f"{c.lower()}_group" if c.islower() else c.lower()): dict(column=c, parity=False) for c in cols["protected"]}
+    protected = {f"{c.lower()}_group": dict(column=c, **({"bands": cols["bands"][c]} if c in cols["bands"] else {}), parity=False) for c in cols["protected"]}
     body = dict(title=f"{target} in {path}", path=path, task=task, source="FILL IN: where the rows come from", licence="FILL IN: what may be done with them", use="FILL IN: what a model on these rows may be used for",
                 limits=["FILL IN: known limits of the rows"], target=dict(name=f"target_{re.sub(r'[^0-9a-zA-Z_]', '_', target)}", expr=expr), id=cols["id"], **({"time": cols["time"]} if cols["time"] else {}),
                 numeric=cols["numeric"], categorical=cols["categorical"], protected=protected, **({"split": windows} if windows else {}))
@@ -134,6 +140,6 @@ def _card_text(path, task, expr, target, cols, windows):
 def _set_card(params, name):
     "Point `data.card` at a card, keeping every comment of the file"
     text = params.read_text()
-    new, n = re.subn(r"(?m)^(data:\s*(?:#.*)?\n(?:\s+.*\n)*?\s+card:\s*)(\S+)", lambda m: m[1] + name, text, count=1)
+    new, n = re.subn(r"(?m)^(data:\s*(?:#.*)?\n(?:\s+.*\n)*?\s+card:\s*)(\S+)", lambda m: m[1] + (name if re.match(r"[A-Za-z_]", name) else f'"{name}"'), text, count=1)
     if not n: raise MlgovError(f"{params}: found no line `card:` under `data:`; set it to {name} by hand")
     write_atomic(params, new)

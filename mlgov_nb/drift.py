@@ -72,7 +72,7 @@ def adjust(
     out[order] = np.minimum.accumulate(p[order] * len(at) / np.arange(len(at), 0, -1)).clip(max=1)
     return out
 
-# %% ../nbs/09_drift.ipynb #4d1f7891
+# %% ../nbs/09_drift.ipynb #bb22437e
 def drift_table(
     ref:Profile, # Of the reference
     cur:Profile, # Of the window, in the same bins
@@ -88,8 +88,9 @@ def drift_table(
     for k in ref:
         a, b = np.array(ref[k].counts), np.array(cur[k].counts)
         if min(a.sum(), b.sum()) < min_n: rows[k] = dict(js=np.nan, low=np.nan, high=np.nan, psi=np.nan, p=np.nan, n=int(b.sum())); continue
-        lo, hi = percentiles(js_distance(redraw(a, draws, rng), redraw(b, draws, rng)))
-        rows[k] = dict(js=float(js_distance(a, b)), low=lo, high=hi, psi=psi(a, b), p=chi2_test(a, b)[1], n=int(b.sum()))
+        js = float(js_distance(a, b))
+        lo, hi = percentiles(js_distance(redraw(a, draws, rng), redraw(b, draws, rng)), js)
+        rows[k] = dict(js=js, low=lo, high=hi, psi=psi(a, b), p=chi2_test(a, b)[1], n=int(b.sum()))
     t = pd.DataFrame.from_dict(rows, orient="index").assign(p_adjusted=lambda d: adjust(d.p))
     known = t.js.notna() & (t.p_adjusted.notna() | (t.js < floor))
     return t.assign(drifted=((t.p_adjusted < alpha) & (t.js >= floor)).astype(object).where(known, None))

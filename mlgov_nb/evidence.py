@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['ABSOLUTE', 'RELATIVE', 'OF_INTERVAL', 'tolerance', 'Comparison', 'compare_measures', 'compare']
 
-# %% ../nbs/12b_evidence.ipynb #60f41612
+# %% ../nbs/12b_evidence.ipynb #2fd36395
 import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from .files import sha256
 from .settings import MlgovError
 
 # %% ../nbs/12b_evidence.ipynb #080b1a63
@@ -39,7 +40,7 @@ class Comparison:
         rest = self.measures - self.equal
         return f"{'reproduced' if self.ok else 'NOT reproduced'}: {self.files} files, {self.equal:,} of {self.measures:,} measures bit-equal" + (f", {rest:,} not" if rest else "") + (f", {len(self.differences)} differences beyond tolerance" if self.differences else "")
 
-# %% ../nbs/12b_evidence.ipynb #531815b3
+# %% ../nbs/12b_evidence.ipynb #96236479
 def _flat(recs):
     return {(r["model"]["name"], r["window"]["name"], m["name"], m["subject"]): m for r in recs for m in r["measures"]}
 
@@ -57,15 +58,24 @@ def compare_measures(
     for k in sorted(set(a) & set(b)):
         x, y = a[k]["value"], b[k]["value"]
         if a[k] == b[k]: equal += 1
+        elif not exact and x is None and y is None: continue
         elif exact or None in (x, y) or abs(x - y) > tolerance(a[k]): out.append(f"{file}: {' / '.join(k)}: committed {x}, now {y}")
     return len(set(a) | set(b)), equal, out
 
-# %% ../nbs/12b_evidence.ipynb #4e978be5
+# %% ../nbs/12b_evidence.ipynb #cd8d8fd4
+def _check_run(root, folder):
+    "Raise unless a run in this checkout made the champion that the measures here name"
+    meta, verdict = root/"release/champion/metadata.json", folder/"select.verdict.json"
+    if not (meta.is_file() and verdict.is_file()): raise MlgovError(f"{folder.name}: no run of the pipeline is in this checkout; run `dvc repro` (or `make run`) first")
+    want, have = json.loads(verdict.read_text())["model"]["version"], sha256(meta.with_name("model.npz"), meta)[:12]
+    if want != have: raise MlgovError(f"{folder.name}: the measures here speak of model {want}, but the model here is {have}; run `dvc repro` (or `make run`) first")
+
 def _git(root, *args):
     got = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True)
     if got.returncode: raise MlgovError(f"git {' '.join(args[:2])} failed: {got.stderr.strip() or 'is this a git repository?'}")
     return got.stdout
 
+# %% ../nbs/12b_evidence.ipynb #68ada0a2
 def compare(
     root:Path, # The project's top folder
     folder:str, # A scope, such as 'reports/gss_wages'
@@ -73,6 +83,7 @@ def compare(
     exact:bool=False, # Allow no difference
 )->Comparison: # Counts and differences
     "Compare the files of a scope with a git revision; `MlgovError` when the revision has none"
+    _check_run(Path(root), Path(root)/folder)
     names = [n for n in _git(root, "ls-tree", "--name-only", rev, f"{folder}/").splitlines() if n.endswith(".json")]
     if not names: raise MlgovError(f"{folder}: nothing is committed at {rev} to compare with")
     total, equal, out, seen = 0, 0, [], 0
@@ -84,6 +95,7 @@ def compare(
         was, now = json.loads(_git(root, "show", f"{rev}:{n}")), json.loads((Path(root)/n).read_text())
         if kind.endswith(".verdict.json"):
             if was["verdict"] != now["verdict"]: out.append(f"{n}: committed verdict {was['verdict']}, now {now['verdict']}")
+            if exact and was["checks"] != now["checks"]: out.append(f"{n}: the checks differ")
             if was["model"]["name"] != now["model"]["name"]: out.append(f"{n}: committed model {was['model']['name']}, now {now['model']['name']}")
         else:
             t, e, d = compare_measures(n, was, now, exact)

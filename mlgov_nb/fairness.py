@@ -63,7 +63,7 @@ def _composites(c):
     sel, tpr, fpr = _rates(c)
     return dict(selection_rate_ratio=_ratio(sel), selection_rate_difference=_spread(sel), equalized_odds_difference=np.maximum(_spread(tpr), _spread(fpr)))
 
-# %% ../nbs/06_fairness.ipynb #34b74fef
+# %% ../nbs/06_fairness.ipynb #2bf6d9a8
 def between_groups(
     t:pd.DataFrame, # From `count_groups`
     subject:str, # The attribute or intersection
@@ -80,13 +80,14 @@ def between_groups(
         c = big[["tp", "fp", "fn", "tn"]].to_numpy()
         got, drawn = _composites(c), _composites(np.stack([redraw(r, draws, rng) for r in c], axis=1))
         odds = min((big.tp + big.fn).min(), (big.fp + big.tn).min()) >= min_n   # TPR and FPR need rows of their own
-        out = [measure(k, subject, got[k], int(big.n.sum()), *percentiles(drawn[k])) if odds or k != names[2] else measure(k, subject, None, int(big.n.sum())) for k in names]
+        out = [measure(k, subject, got[k], int(big.n.sum()), *percentiles(drawn[k], got[k])) if odds or k != names[2] else measure(k, subject, None, int(big.n.sum())) for k in names]
     if len(wide) < 2: return [*out, measure("selection_rate_ratio_all", subject, None, int(wide.rows.sum()))]
     s = np.stack([wide.selected, wide.rows - wide.selected], axis=1)
     drawn = _ratio(np.stack([redraw(r, draws, rng)[:, 0] / r.sum() for r in s], axis=1))
-    return [*out, measure("selection_rate_ratio_all", subject, _ratio(s[:, 0] / s.sum(1)), int(wide.rows.sum()), *percentiles(drawn))]
+    value = _ratio(s[:, 0] / s.sum(1))
+    return [*out, measure("selection_rate_ratio_all", subject, value, int(wide.rows.sum()), *percentiles(drawn, value))]
 
-# %% ../nbs/06_fairness.ipynb #fb6974ee
+# %% ../nbs/06_fairness.ipynb #11320252
 def regression_group_measures(
     group:pd.Series, # Group of each row
     y:np.ndarray, # Target values, NaN where unlabelled
@@ -107,7 +108,8 @@ def regression_group_measures(
     if len(stat) < 2: return [*out, measure("mean_prediction_difference", subject, None, n), measure("mae_ratio", subject, None, n)]
     s, rng = np.array(list(stat.values())), np.random.default_rng(seed)
     p, e = (rng.normal(s[:, i], s[:, i + 1], size=(draws, len(s))) for i in (0, 2))
-    return [*out, measure("mean_prediction_difference", subject, _spread(s[:, 0]), n, *percentiles(_spread(p))), measure("mae_ratio", subject, _ratio(s[:, 2]), n, *percentiles(_ratio(e)))]
+    gap, errors = _spread(s[:, 0]), _ratio(s[:, 2])
+    return [*out, measure("mean_prediction_difference", subject, gap, n, *percentiles(_spread(p), gap)), measure("mae_ratio", subject, errors, n, *percentiles(_ratio(e), errors))]
 
 # %% ../nbs/06_fairness.ipynb #ac9f8ea9
 def fairness_measures(

@@ -48,7 +48,7 @@ def mean(name, subject, x, min_n=2):
     m, se = np.mean(x), np.std(x, ddof=1) / np.sqrt(n)
     return measure(name, subject, m, n, m - Z95 * se, m + Z95 * se)
 
-# %% ../nbs/05_metrics.ipynb #2cf9a411
+# %% ../nbs/05_metrics.ipynb #c5592133
 def redraw(
     counts:np.ndarray, # Cell counts
     draws:int, # How many redraws
@@ -60,10 +60,13 @@ def redraw(
 
 def percentiles(
     x:np.ndarray, # Draws of a statistic
-)->tuple[float, float]: # 2.5 and 97.5%
-    "95% percentile interval; NaN when fewer than 19 of 20 draws are defined"
+    value:float, # The statistic itself
+)->tuple[float, float]: # 2.5 and 97.5%, widened to hold the value
+    "95% percentile interval; NaN when fewer than 19 of 20 draws are defined. Extremes of groups are biased in redraws, so the interval is widened where it would miss the estimate"
     x = x[np.isfinite(x)] if np.isfinite(x).mean() >= 0.95 else x[:0]
-    return tuple(np.percentile(x, [2.5, 97.5])) if len(x) else (np.nan, np.nan)
+    if not len(x): return np.nan, np.nan
+    low, high = np.percentile(x, [2.5, 97.5])
+    return min(low, value), max(high, value)
 
 # %% ../nbs/05_metrics.ipynb #0843bf3b
 def auc(
@@ -90,7 +93,7 @@ def confusion(
 def _f1(c):
     with np.errstate(all="ignore"): return 2 * c[..., 0] / (2 * c[..., 0] + c[..., 1] + c[..., 2])
 
-# %% ../nbs/05_metrics.ipynb #2c6b640d
+# %% ../nbs/05_metrics.ipynb #cea3898d
 def binary_measures(
     y:np.ndarray, # Labels: 0, 1, NaN where unlabelled
     score:np.ndarray, # Probabilities
@@ -111,10 +114,10 @@ def binary_measures(
     out += [mean("log_loss", subject, -(y * np.log(p) + (1 - y) * np.log1p(-p)), min_n), mean("brier", subject, (s - y) ** 2, min_n),
             rate("accuracy", subject, c[0] + c[3], len(y), min_n), rate("precision", subject, c[0], c[0] + c[1], min_n),
             rate("recall", subject, c[0], c[0] + c[2], min_n), mean("calibration_gap", subject, s - y, min_n)]
-    f = (None, None, None) if few else (float(_f1(c)), *percentiles(_f1(redraw(c, draws, np.random.default_rng(seed)))))
+    f = (None, None, None) if few else (float(_f1(c)), *percentiles(_f1(redraw(c, draws, np.random.default_rng(seed))), float(_f1(c))))
     return [*out, measure("f1", subject, f[0], len(y), f[1], f[2])]
 
-# %% ../nbs/05_metrics.ipynb #137c4997
+# %% ../nbs/05_metrics.ipynb #2919ffa9
 def calibration_curve(
     y:np.ndarray, # Labels: 0, 1, NaN where unlabelled
     score:np.ndarray, # Probabilities
@@ -123,7 +126,8 @@ def calibration_curve(
     "Mean score against observed rate, with Wilson intervals"
     k = ~np.isnan(y)
     if k.sum() < bins: return pd.DataFrame(columns=["mean_score", "rate", "n", "low", "high"])
-    at = pd.qcut(score[k], bins, labels=False, duplicates="drop")
+    if len(np.unique(score[k])) < 2: at = np.zeros(k.sum())   # one score: one bin
+    else: at = pd.qcut(score[k], bins, labels=False, duplicates="drop")
     g = pd.DataFrame(dict(at=at, s=score[k], y=y[k])).groupby("at").agg(mean_score=("s", "mean"), rate=("y", "mean"), n=("y", "size"), hits=("y", "sum"))
     lo, hi = zip(*(wilson(h, n) for h, n in zip(g.hits, g.n)))
     return g.drop(columns="hits").assign(low=lo, high=hi).reset_index(drop=True)

@@ -34,7 +34,7 @@ from .profile import profile_reference, to_dict
 from .settings import Card, ConfigError, MlgovError, Params, card_path, load_card
 from .verdict import judge, number, read_verdicts, record, run_checks, words, worst
 
-# %% ../nbs/12a_pipeline.ipynb #ce7f559f
+# %% ../nbs/12a_pipeline.ipynb #faa70976
 def scope(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -43,6 +43,10 @@ def scope(
     return Path(root)/"reports"/params.data.card
 
 def _card(root, params): return load_card(card_path(root, params.data.card))
+
+def _limits(params, card):
+    if card.task not in params.limits: raise ConfigError(f"params.yaml: limits: no policy for the task '{card.task}' of card {card.name}; there is one for {', '.join(params.limits)}")
+    return params.limits[card.task]
 
 # %% ../nbs/12a_pipeline.ipynb #12ad7667
 LIBRARIES = ["numpy", "pandas", "scikit-learn", "torch", "numba"]
@@ -71,7 +75,7 @@ def _recorder(root, name):
     from dvclive import Live
     return Live(dir=str(Path(root)/"dvclive"/name), save_dvc_exp=False, dvcyaml=None, monitor_system=False)
 
-# %% ../nbs/12a_pipeline.ipynb #834b6d96
+# %% ../nbs/12a_pipeline.ipynb #d0a66bcd
 def train_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -80,6 +84,9 @@ def train_stage(
     "Stage: train one candidate into `models/<name>`"
     if name not in params.candidates: raise ConfigError(f"params.yaml: candidates: no '{name}'; there are {', '.join(params.candidates)}")
     root, card, recipe = Path(root), _card(root, params), params.candidates[name]
+    if recipe.mitigation and not card.parity:
+        print(f"{name}: the card asks for parity of no attribute, so there is nothing to mitigate: trained without")
+        recipe = recipe.model_copy(update={"mitigation": None})
     files = {k: root/"data/split"/f"{k}.parquet" for k in ("train", "reference")}
     train, ref = (read_rows(f) for f in files.values())
     known = train[train[card.target.name].notna()]
@@ -89,7 +96,8 @@ def train_stage(
         def step(losses):
             for k, v in losses.items(): live.log_metric(k, v)
             live.next_step()
-        fitted = fit(recipe, card.task, enc, Z, y, params.seed, [known[a].to_numpy(str) for a in card.parity], params.decision.threshold, step)
+        try: fitted = fit(recipe, card.task, enc, Z, y, params.seed, [known[a].to_numpy(str) for a in card.parity], params.decision.threshold, step)
+        except (ValueError, TypeError, ArithmeticError) as e: raise ConfigError(f"candidate {name} cannot be trained with params.yaml: candidates.{name}.params {recipe.params}: {' '.join(str(e).split())}") from None
     meta = dict(name=name, task=card.task, card=card.name, target=card.target.model_dump(), threshold=params.decision.threshold, seed=params.seed, recipe=recipe.model_dump(),
                 features=describe_features(train, card), trained_on=asdict(describe(train, card, "train")), parity_tolerance=1e-12 if recipe.estimator == "linear" else 0.0)
     docs = dict(lineage=lineage(root, files), profile=to_dict(profile_reference(ref, card.numeric, card.categorical)))
@@ -138,7 +146,7 @@ def choose(
     line = f"{head}. Refused: {', '.join(short)}." if short else f"{head}."
     return dict(audit="select", model=top["model"], verdict=level[best["model"]["name"]] if best else "fail", line=line, reasons=[head, *others], context=others, checks=flat)
 
-# %% ../nbs/12a_pipeline.ipynb #b7a16533
+# %% ../nbs/12a_pipeline.ipynb #73da0c5d
 def select_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -149,7 +157,7 @@ def select_stage(
     arts = {k: load(root/"models"/k) for k in params.candidates}
     win = asdict(describe(ref, card, "reference"))
     recs = [record("select", dict(name=k, version=a.version), None, win, candidate_measures(a, ref, card, params)) for k, a in arts.items()]
-    v = choose(recs, by := params.select[card.task], params.limits[card.task].pre_release, card.parity)
+    v = choose(recs, by := params.select[card.task], _limits(params, card).pre_release, card.parity)
     out = scope(root, params)
     with atomic_dir(root/"release"/"champion") as d: shutil.copytree(root/"models"/v["model"]["name"], d, dirs_exist_ok=True)
     write_json(out/"select.json", recs); write_json(out/"select.verdict.json", v)
@@ -204,7 +212,7 @@ def run_audit(
     if not nb.is_file(): raise ConfigError(f"params.yaml: audits.{name}: no notebook {nb.relative_to(root)}")
     return run_notebook(nb, Path(root)/given["out"]/f"{name}.ipynb", root, given)
 
-# %% ../nbs/12a_pipeline.ipynb #b4079205
+# %% ../nbs/12a_pipeline.ipynb #ee894c2c
 def _facts(records, card):
     m, last = records[0]["model"], records[-1]["window"]
     ref = next((r["reference"] for r in records if r["reference"]), records[0]["window"])
@@ -220,14 +228,14 @@ def judge_stage(
     out, card = Path(out or scope(root, params)), _card(root, params)
     if not (out/f"{name}.json").is_file(): raise MlgovError(f"{out/name}.json: no measures to judge; run the audit first")
     recs = json.loads((out/f"{name}.json").read_text())
-    v = judge(name, recs, getattr(params.limits[card.task], name), card.parity)
-    foot = f"Re-compute: dvc repro · measures {name}.json, verdict {name}.verdict.json beside this page · reference {recs[0]['window']['sha256']}"
+    v = judge(name, recs, getattr(_limits(params, card), name), card.parity)
+    foot = f"Re-compute: dvc repro · measures {name}.json, verdict {name}.verdict.json beside this page · reference {(recs[0]['reference'] or recs[0]['window'])['sha256']}"
     render(out/f"{name}.ipynb", out/f"{name}.html", v, _facts(recs, card), foot)
     write_json(out/f"{name}.verdict.json", v)
     refresh_index(Path(root)/"reports")
     return v
 
-# %% ../nbs/12a_pipeline.ipynb #1cbf56b3
+# %% ../nbs/12a_pipeline.ipynb #fa401e6c
 def adhoc_audit(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -235,12 +243,13 @@ def adhoc_audit(
     current:Path, # A CSV or Parquet file of the card's shape
     reference:Path|None=None, # Another reference than the pipeline's
     model:Path|None=None, # Another model than the champion
-    out:Path|None=None, # Where the files go; `reports/<file name>` by default
+    out:Path|None=None, # Where the files go; `reports/audit_<file name>` by default
 )->tuple[dict, Path]: # The verdict file, and the page
     "Run one audit on any file: measures, verdict, page"
     current = Path(current).resolve()
-    out = Path(out).resolve() if out else Path(root)/"reports"/current.name.split(".")[0]
-    given = {**audit_params(root, params, {current.name.split(".")[0]: str(current)}), "out": str(out)}
+    window = current.name.split(".")[0]
+    out = Path(out).resolve() if out else Path(root)/"reports"/f"audit_{window}"
+    given = {**audit_params(root, params, {"current" if window == "reference" else window: str(current)}), "out": str(out)}
     if reference: given["reference"] = str(Path(reference).resolve())
     if model: given["model"] = str(Path(model).resolve())
     open_inputs(**{**{k: v for k, v in given.items() if k != "out"}, "root": root})   # bad input is told before a kernel starts
@@ -286,7 +295,7 @@ def headline(
             if c["value"] is not None: res.setdefault(c["measure"], {}).setdefault(c["subject"], {})[c["window"]] = c["value"]
     return res
 
-# %% ../nbs/12a_pipeline.ipynb #c274c676
+# %% ../nbs/12a_pipeline.ipynb #93be0b12
 def git_commit(
     root:Path, # The project's top folder
 )->str: # Short commit, with '+' when the tree has changes; 'unknown' outside git
@@ -313,8 +322,9 @@ def package_stage(
 
 def _example(root, card):
     "One reference row as a request, for the API's documentation"
-    r = read_rows(Path(root)/"data/split/reference.parquet")[card.features].dropna().iloc[0]
-    return {k: float(r[k]) if k in card.numeric else str(r[k]) for k in card.features}
+    ref = read_rows(Path(root)/"data/split/reference.parquet")[card.features]
+    r = ref.loc[ref.isna().sum(axis=1).idxmin()]
+    return {k: None if pd.isna(r[k]) else float(r[k]) if k in card.numeric else str(r[k]) for k in card.features}
 
 # %% ../nbs/12a_pipeline.ipynb #ac26305c
 def bento_env(

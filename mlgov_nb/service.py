@@ -35,19 +35,19 @@ def load_release(
     if not (folder/"RELEASE.json").is_file(): raise MlgovError(f"{folder}: no released model here; run `make run` (or `dvc repro package`) first")
     return load(folder/"model"), json.loads((folder/"RELEASE.json").read_text())
 
-# %% ../nbs/17_service.ipynb #db49797c
+# %% ../nbs/17_service.ipynb #6d355b52
 def row_type(
     art:Artifact, # The model
 )->type: # A msgspec Struct with one field per feature
     "The type of one row"
     kinds = dict(numeric=float, categorical=Annotated[str, msgspec.Meta(max_length=200)])
-    def field(f):
+    def field(i, f):   # attributes are numbered: a feature may be called 'hours per week'
         kind = kinds[f["kind"]]
-        return f["name"], Annotated[kind | None, msgspec.Meta(description=_about(f))]
-    return msgspec.defstruct("Row", [field(f) for f in art.meta["features"]], forbid_unknown_fields=True)
+        return f"f{i}", Annotated[kind | None, msgspec.Meta(description=_about(f))], msgspec.field(name=f["name"])
+    return msgspec.defstruct("Row", [field(i, f) for i, f in enumerate(art.meta["features"])], forbid_unknown_fields=True)
 
 def _about(f):
-    seen = f"trained on {f['low']:g} to {f['high']:g}" if f["kind"] == "numeric" else f"trained on: {', '.join(f['categories'][:12])}{', …' if len(f['categories']) > 12 else ''}"
+    seen = (f"trained on {f['low']:g} to {f['high']:g}" if f["low"] is not None else "always missing in training") if f["kind"] == "numeric" else f"trained on: {', '.join(f['categories'][:12])}{', …' if len(f['categories']) > 12 else ''}"
     return f"{f['about'] or f['name']} ({seen})"
 
 def request_type(
@@ -74,7 +74,7 @@ def read_request(
     except msgspec.ValidationError as e: raise BadRequest(422, str(e)) from None
     except (msgspec.DecodeError, RecursionError) as e: raise BadRequest(400, f"the body is not valid JSON: {e}") from None
 
-# %% ../nbs/17_service.ipynb #1e19d00d
+# %% ../nbs/17_service.ipynb #2f1461d3
 class Api:
     "Scores requests with one model"
     def __init__(self, art, release):
@@ -88,7 +88,7 @@ class Api:
         rows:list, # Decoded rows
     )->dict: # model and one prediction per row
         "Score decoded rows"
-        recs = [msgspec.structs.asdict(r) for r in rows]
+        recs = [dict(zip(self.art.encoder.features, msgspec.structs.astuple(r))) for r in rows]
         score = self.art.score_codes(codes_of(self.art.encoder, recs))
         out = [dict(score=float(s)) for s in score]
         for o, s, r in zip(out, score, recs):

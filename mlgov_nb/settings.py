@@ -47,7 +47,7 @@ class Protected(_Strict):
         if v != sorted(set(v)): raise ValueError("bands must be increasing")
         return v
 
-# %% ../nbs/00_settings.ipynb #af5f64e0
+# %% ../nbs/00_settings.ipynb #0e120db9
 class Split(_Strict):
     "Which rows are for training, which are the reference, which make a window"
     train_until: int | str | None = None                       # last time value of the training period
@@ -59,17 +59,19 @@ class Split(_Strict):
     @classmethod
     def _names(cls, v):
         v = {str(k): b for k, b in (v or {}).items()}
-        if bad := [k for k in v if not re.fullmatch(r"[\w.+-]+", k) or k == "reference"]:
-            raise ValueError(f"window names {bad} must be letters, digits, '-', '+', '.' or '_', and not 'reference'")
+        if bad := [k for k in v if not re.fullmatch(r"[\w.+-]+", k) or k in ("reference", "train")]:
+            raise ValueError(f"window names {bad} must be letters, digits, '-', '+', '.' or '_', and not 'reference' or 'train'")
         return v
 
-# %% ../nbs/00_settings.ipynb #d04f35ea
+# %% ../nbs/00_settings.ipynb #95b6e778
 def _check_card(card):
     "What a card's parts demand of each other"
     if not card.features: raise ValueError("numeric and categorical are both empty: the model would have no input")
     if twice := sorted({c for c in card.features if card.features.count(c) > 1}): raise ValueError(f"features listed twice: {twice}")
     reserved = {card.id, card.time, card.target.name} - {None}
     if clash := sorted(reserved & set(card.features)): raise ValueError(f"{clash} cannot be features: they are the id, the time or the target")
+    if clash := sorted({"score", "raw"} & set(card.features)): raise ValueError(f"features {clash} have the name of something the model makes; rename the columns")
+    if clash := sorted(k for k, p in card.protected.items() if p.bands and k == p.column): raise ValueError(f"protected attributes {clash} have bands and the name of their column; name them differently, such as {clash[0]}_band")
     used = [p.column for p in card.protected.values() if p.column in card.features and not p.as_input]
     if used: raise ValueError(f"protected columns {used} are among the features; take them out or set as_input: true")
     if clash := sorted(set(card.protected) & (set(card.features) | reserved)): raise ValueError(f"protected attributes {clash} have the name of a feature, the id, the time or the target; name them differently")
@@ -170,7 +172,7 @@ class Decision(_Strict):
     "How a score becomes a decision"
     threshold: float = Field(0.5, gt=0, lt=1)
 
-# %% ../nbs/00_settings.ipynb #b5a39ce3
+# %% ../nbs/00_settings.ipynb #9ae9b5c2
 class Params(_Strict):
     "All of `params.yaml`"
     seed: int
@@ -184,7 +186,7 @@ class Params(_Strict):
 
     @model_validator(mode="after")
     def _known_audits(self):
-        if odd := sorted(set(self.audits) - set(Limits.model_fields)): raise ValueError(f"audits {odd} are unknown; known are {sorted(set(Limits.model_fields) - {'pre_release'})}")
+        if set(self.audits) != (known := set(Limits.model_fields) - {"pre_release"}): raise ValueError(f"audits must name a notebook for each of {sorted(known)}, and nothing else; found {sorted(self.audits)}")
         return self
 
 # %% ../nbs/00_settings.ipynb #dc1ce78d

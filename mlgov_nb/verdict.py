@@ -140,7 +140,7 @@ def _moved(records):
     cols = sorted(((last.get(("js_distance", c)), c) for (n, c), v in last.items() if n == "drifted" and v == 1.0 and c != "score"), reverse=True)
     return [f"drifted in {records[-1]['window']['name']}: " + ", ".join(f"{c} {number(v)}" for v, c in cols) + " (Jensen-Shannon distance)"] if cols else []
 
-# %% ../nbs/11_verdict.ipynb #cd98e3c0
+# %% ../nbs/11_verdict.ipynb #86162e62
 def judge(
     audit:str, # Which audit
     records:list[dict], # What it measured
@@ -150,7 +150,8 @@ def judge(
     "Judge one audit"
     if not limits: raise MlgovError(f"params.yaml: limits: no limit is set for the audit '{audit}', so there is nothing to judge")
     checks = run_checks(records, limits, list(parity))
-    level = worst([c["verdict"] for c in checks if c["required"] or c["verdict"] != "unknown"])
+    asked = [c["verdict"] for c in checks if c["required"] or c["verdict"] != "unknown"]
+    level = worst(asked) if asked or any(lim.required for lim in limits) else "pass"
     reasons = _reasons(checks)
     context = [_capital(c) for c in _context(records, limits) + _moved(records)]
     if not reasons: reasons = [(level, "Cannot tell: no limit applies, because the card asks for parity of no attribute (`protected: ... parity: true`)")]

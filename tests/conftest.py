@@ -64,11 +64,16 @@ def copy_project(to):
     return p
 
 
+def reduce(p):
+    "A smaller sample and shorter training, so that a pipeline takes a minute"
+    for old, new in SMALL: p.edit("params.yaml", old, new)
+
+
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory):
     "A clone with a reduced sample, its pipeline run once by `make run`"
     p = copy_project(tmp_path_factory.mktemp("clone"))
-    for old, new in SMALL: p.edit("params.yaml", old, new)
+    reduce(p)
     (p.root/".venv").symlink_to(Path(sys.executable).parents[1], target_is_directory=True)
     p.edit(".gitignore", r"\.venv/", ".venv")
     p.commit("a clone")
