@@ -156,7 +156,7 @@ def _settle(nb):
                 if o.output_type == "execute_result": o["execution_count"] = None
     return nb
 
-# %% ../nbs/12_audit.ipynb #107789fa
+# %% ../nbs/12_audit.ipynb #8b04b3e4
 def run_notebook(
     nb:Path, # Audit notebook
     out:Path, # Where its executed copy goes, whole or not at all
@@ -171,7 +171,7 @@ def run_notebook(
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     with tempfile.TemporaryDirectory() as d:
         tmp = Path(d)/"run.ipynb"
-        try: pm.execute_notebook(str(nb), str(tmp), params, cwd=str(cwd), kernel_name="python3", progress_bar=os.environ.get("CI") is None, request_save_on_cell_execute=False, config=Config(KernelManager=dict(transport="ipc")))   # no port is opened
+        try: pm.execute_notebook(str(nb), str(tmp), params, cwd=str(cwd), kernel_name="python3", progress_bar=os.environ.get("CI") is None, request_save_on_cell_execute=False, config=Config(KernelManager=dict(transport="ipc", ip=str(Path(d)/"k"))))   # no port is opened
         except pm.exceptions.PapermillExecutionError as e: raise AuditFailed(f"{Path(nb).name} stopped in cell {e.exec_count}: {e.ename}: {e.evalue}") from None
         done = _settle(nbformat.read(tmp, as_version=4))
     return write_atomic(out, nbformat.writes(done) + "\n")

@@ -153,7 +153,7 @@ class Limits(_Strict):
     explanation: list[Limit] = []
     performance: list[Limit] = []
 
-# %% ../nbs/00_settings.ipynb #c1bc8684
+# %% ../nbs/00_settings.ipynb #1d250540
 class AuditSettings(_Strict):
     "How carefully audits measure"
     min_n: int = Field(30, ge=2)               # smaller groups are counted, never rated
@@ -161,7 +161,7 @@ class AuditSettings(_Strict):
     alpha: float = Field(0.05, gt=0, lt=0.5)   # false-alarm rate of one window's drift test, over all its columns
     effect_floor: float = Field(0.1, ge=0)     # Jensen-Shannon distance below which a certain change is still small
     explain_rows: int = Field(200, ge=10)
-    background: int = Field(100, ge=10)
+    background: int = Field(50, ge=10)
 
 class DataChoice(_Strict):
     "Which dataset card the pipeline runs on"
