@@ -36,7 +36,7 @@ def write_atomic(
         raise
     return file
 
-# %% ../nbs/00a_files.ipynb #238062da
+# %% ../nbs/00a_files.ipynb #33084e67
 @contextmanager
 def atomic_dir(
     folder:Path, # The folder to make or to replace
@@ -44,6 +44,7 @@ def atomic_dir(
     "Fill a temporary folder that becomes `folder` when the block ends well, and vanishes when it does not"
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.*"): shutil.rmtree(left, ignore_errors=True)   # of a run that was killed
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         yield tmp
