@@ -24,9 +24,11 @@ $(STAMP): requirements.lock pyproject.toml
 	echo "setting up $(VENV) with $$($$py --version)"; \
 	test -x $(BIN)/python || $$py -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (mlgov-nb)" >/dev/null 2>&1
-	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/nbdev_install_hooks >/dev/null; fi
+	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/nbdev_install_hooks >/dev/null; \
+	  for f in "$$(git rev-parse --git-path hooks)/post-merge" .gitconfig; do \
+	    sed -i.bak -E 's#(^|= )nbdev_(trust|merge)#\1$(BIN)/nbdev_\2#' "$$f" && rm -f "$$f.bak"; done; fi   # git runs them outside the environment
 	@touch $(STAMP)
 
 setup: $(STAMP)  ## make .venv with the exact versions of requirements.lock, the package and the git hooks
