@@ -85,12 +85,13 @@ def as_frame(
     "Measures as a frame, for tables and pictures"
     return pd.DataFrame([{**m, "window": w} for w, ms in measures.items() for m in ms], columns=["name", "subject", "value", "n", "low", "high", "window"])
 
-# %% ../nbs/12_audit.ipynb #2ecfab4e
+# %% ../nbs/12_audit.ipynb #c3c01067
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 def use_style():
-    "Set the house style of pictures"
+    "Set the house style of pictures and tables; nothing is cut off"
     import matplotlib.pyplot as plt
+    pd.set_option("display.max_colwidth", None)
     plt.rcParams.update({"figure.figsize": (10, 4), "figure.dpi": 110, "savefig.bbox": "tight", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
                          "axes.grid": True, "grid.color": "#e6e9ee", "axes.axisbelow": True, "axes.titlelocation": "left", "axes.titleweight": "bold",
                          "axes.prop_cycle": plt.cycler(color=PALETTE), "legend.frameon": False, "figure.constrained_layout.use": True})
