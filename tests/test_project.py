@@ -2,6 +2,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -120,3 +121,12 @@ def test_stages_depend_on_the_modules_they_use():
     for name, stage in yaml.safe_load((ROOT/"dvc.yaml").read_text())["stages"].items():
         have = {Path(d).stem for d in stage.get("do", stage)["deps"] if d.startswith("mlgov_nb/") and d.endswith(".py")}
         for m in have - {"pipeline", "audit"}: assert imports(m) <= have, f"stage {name} lists {m} but not {sorted(imports(m) - have)}"
+
+
+def test_make_says_when_there_is_no_python(tmp_path):
+    for c in ("make", "bash", "sh", "test", "touch", "awk"):
+        if at := shutil.which(c): (tmp_path/"bin").mkdir(exist_ok=True); (tmp_path/"bin"/c).symlink_to(at)
+    for f in ("Makefile", "requirements.lock", "pyproject.toml"): shutil.copy(ROOT/f, tmp_path)
+    got = subprocess.run([tmp_path/"bin/make", "setup"], cwd=tmp_path, env={"PATH": str(tmp_path/"bin")}, capture_output=True, text=True)
+    assert got.returncode == 2 and "mlgov-nb needs Python 3.11 or newer with venv; found: none" in got.stderr
+    assert not (tmp_path/".venv").exists()
