@@ -71,7 +71,7 @@ def guess_columns(
         else: notes.append(f"left out {c}: {s.nunique():,} categories are too many to learn from")
     return out, notes
 
-# %% ../nbs/01a_draft.ipynb #71cda009
+# %% ../nbs/01a_draft.ipynb #08a4b245
 def _plain(v): return v.item() if isinstance(v, np.generic) else v if isinstance(v, (int, str)) else str(v)
 
 def guess_windows(
@@ -85,7 +85,7 @@ def guess_windows(
     if later.empty: raise DataError("the time column's later half is one value: set split.windows in the card by hand")
     at = pd.qcut(later.rank(method="dense"), min(6, later.nunique()), labels=False, duplicates="drop")
     spans = later.groupby(at.to_numpy()).agg(["min", "max"])
-    name = lambda lo, hi: re.sub(r"[^\w.+-]", "_", str(lo) if lo == hi else f"{lo}-{hi}")  # noqa: E731
+    def name(lo, hi): return re.sub(r"[^\w.+-]", "_", str(lo) if lo == hi else f"{lo}-{hi}")
     return dict(train_until=_plain(until), reference=0.3, windows={name(lo, hi): [_plain(lo), _plain(hi)] for lo, hi in spans.itertuples(index=False)})
 
 # %% ../nbs/01a_draft.ipynb #5d0f6551
