@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'TITLES', 'Inputs', 'open_inputs', 'write_measures', 'as_frame', 'use_style', 'plot_trend', 'plot_heat',
            'plot_shares', 'AuditFailed', 'run_notebook', 'page', 'render', 'refresh_index']
 
-# %% ../nbs/12_audit.ipynb #c00c2885
+# %% ../nbs/12_audit.ipynb #0d88b464
 import json
 import os
 import tempfile
@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 
 from .artifact import Artifact, load
-from .dataset import DataError, describe, prepare, read_rows
+from .dataset import DataError, describe, prepare, read_rows, same_season
 from .files import write_atomic, write_json
-from .settings import AuditSettings, Card, MlgovError, load_card
+from .settings import AuditSettings, Card, ConfigError, MlgovError, load_card
 from .verdict import number, record, worst
 
-# %% ../nbs/12_audit.ipynb #ecc1b0b3
+# %% ../nbs/12_audit.ipynb #ff8b5b72
 @dataclass
 class Inputs:
     "What an audit works on"
@@ -39,6 +39,15 @@ class Inputs:
     def all(self) -> dict[str, pd.DataFrame]: return {"reference": self.reference, **self.windows}
 
     def target(self, df): return df[self.card.target.name].to_numpy(float)
+
+    def baseline(self, name:str, rows:dict[str, pd.DataFrame])->tuple[str, pd.DataFrame]:
+        "What a window is compared with, as `compare_with` says, and its rows"
+        how, names = self.settings.compare_with, list(self.windows)
+        if how.startswith("same "): return f"reference, {how}", same_season(rows["reference"], rows[name], self.card.time, how.removeprefix("same "))
+        if how == "previous": before = ["reference", *names][names.index(name)]; return before, rows[before]
+        if how in names and how != name: return how, rows[how]
+        if how not in ("reference", *names): raise ConfigError(f"audit.compare_with: '{how}' is neither reference, previous, same month, same quarter, same weekday nor a window; windows: {', '.join(names)}")
+        return "reference", rows["reference"]
 
 # %% ../nbs/12_audit.ipynb #6320b505
 def _rows(file, card):
@@ -65,18 +74,23 @@ def open_inputs(
     others = {k: load(root/v) for k, v in (candidates or {}).items() if k != art.name}
     return Inputs(c, art, _rows(root/reference, c), {k: _rows(root/v, c) for k, v in windows.items()}, AuditSettings(**settings), seed, others)
 
-# %% ../nbs/12_audit.ipynb #f12caec3
+# %% ../nbs/12_audit.ipynb #5afac8ff
 def write_measures(
     audit:str, # Which audit
     inputs:Inputs, # What it worked on
     measures:dict[str, list[dict]], # Window: what was measured in it
     root:str, # The project's top folder
     out:str, # Folder for the measures file
+    baselines:dict[str, tuple[str, pd.DataFrame]]|None=None, # Window: what it was compared with; the reference by default
 )->Path: # The measures file
     "Write an audit's measures, one record per window, whole or not at all"
     wins = {k: asdict(describe(v, inputs.card, k)) for k, v in inputs.all.items()}
     model = dict(name=inputs.model.name, version=inputs.model.version)
-    recs = [record(audit, model, None if k == "reference" else wins["reference"], wins[k], m) for k, m in measures.items()]
+    def base(k): return wins[k] if k in wins else asdict(describe(baselines[name][1].drop(columns="score", errors="ignore"), inputs.card, k))
+    recs = []
+    for name, m in measures.items():
+        against = None if name == "reference" else base(baselines[name][0]) if baselines else wins["reference"]
+        recs.append(record(audit, model, against, wins[name], m))
     return write_json(Path(root)/out/f"{audit}.json", recs)
 
 def as_frame(

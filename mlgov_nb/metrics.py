@@ -6,13 +6,13 @@
 __all__ = ['Z95', 'measure', 'wilson', 'rate', 'mean', 'redraw', 'percentiles', 'auc', 'confusion', 'binary_measures',
            'calibration_curve', 'regression_measures', 'change', 'ratio', 'quality']
 
-# %% ../nbs/05_metrics.ipynb #4a78ad50
+# %% ../nbs/05_metrics.ipynb #7b8d222d
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata
+from scipy.special import ndtri
 
-# %% ../nbs/05_metrics.ipynb #d2f635b2
-Z95 = float(norm.ppf(0.975))
+# %% ../nbs/05_metrics.ipynb #fe05558a
+Z95 = float(ndtri(0.975))
 
 def measure(
     name:str, # What was measured, such as 'auc'
@@ -68,12 +68,13 @@ def percentiles(
     low, high = np.percentile(x, [2.5, 97.5])
     return min(low, value), max(high, value)
 
-# %% ../nbs/05_metrics.ipynb #0843bf3b
+# %% ../nbs/05_metrics.ipynb #5cc1708f
 def auc(
     y:np.ndarray, # Labels, 0 or 1
     score:np.ndarray, # Scores
 )->tuple[float, float, float]: # AUC and its 95% interval
     "Area under the ROC curve with DeLong's interval; NaN when one class is missing"
+    from scipy.stats import rankdata
     pos, neg = score[y == 1], score[y == 0]
     m, n = len(pos), len(neg)
     if min(m, n) < 2: return np.nan, np.nan, np.nan

@@ -7,7 +7,7 @@ __all__ = ['LIBRARIES', 'SOURCES', 'GAP', 'scope', 'lineage', 'describe_features
            'select_stage', 'window_files', 'audit_params', 'audit_stage', 'run_audit', 'judge_stage', 'adhoc_audit',
            'card_stage', 'trend', 'headline', 'git_commit', 'package_stage', 'bento_env', 'bento']
 
-# %% ../nbs/12a_pipeline.ipynb #af7e67e2
+# %% ../nbs/12a_pipeline.ipynb #81a539e5
 import hashlib
 import importlib.metadata
 import json
@@ -23,15 +23,16 @@ import numpy as np
 import pandas as pd
 
 from . import __version__
-from .artifact import Artifact, load, parity_rows, save, verify
+from .artifact import Artifact, add_document, load, parity_rows, save, verify
 from .audit import open_inputs, refresh_index, render, run_notebook
 from .candidates import fit
 from .dataset import describe, read_rows
+from .explain import explain, importance_shares, sample_rows
 from .fairness import fairness_measures
 from .features import codes, fit_encoder
 from .files import atomic_dir, sha256, to_json, write_atomic, write_json
 from .metrics import quality
-from .profile import profile_reference, to_dict
+from .profile import kinds_of, profile, to_dict
 from .settings import Card, ConfigError, MlgovError, Params, card_path, load_card
 from .verdict import judge, number, read_verdicts, record, run_checks, words, worst
 
@@ -78,7 +79,7 @@ def _recorder(root, name):
     from dvclive import Live
     return Live(dir=str(Path(root)/"dvclive"/name), save_dvc_exp=False, dvcyaml=None, monitor_system=False)
 
-# %% ../nbs/12a_pipeline.ipynb #987b6774
+# %% ../nbs/12a_pipeline.ipynb #8eee6830
 def train_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -104,7 +105,8 @@ def train_stage(
     meta = dict(name=name, task=card.task, card=card.name, target=card.target.model_dump(), threshold=params.decision.threshold, seed=params.seed, recipe=recipe.model_dump(),
                 features=describe_features(train, card), trained_on=asdict(describe(train, card, "train")), parity_tolerance=1e-12 if recipe.estimator == "linear" else 0.0)
     choices = dict(seed=params.seed, decision=params.decision.model_dump(), data=params.data.model_dump(), candidate=recipe.model_dump())
-    docs = dict(lineage=lineage(root, files, choices), profile=to_dict(profile_reference(ref, card.numeric, card.categorical)))
+    scored = ref.assign(score=Artifact({**meta, "kind": fitted.kind}, fitted.arrays, enc).score(ref))
+    docs = dict(lineage=lineage(root, files, choices), profile=to_dict(profile(scored, kinds={**kinds_of(scored, card), "score": "numeric"})))
     return load(save(root/"models"/name, fitted, enc, meta, parity_rows(ref, card), docs))
 
 # %% ../nbs/12a_pipeline.ipynb #ce9cac62
@@ -150,12 +152,18 @@ def choose(
     line = f"{head}. Refused: {', '.join(short)}." if short else f"{head}."
     return dict(audit="select", model=top["model"], verdict=level[best["model"]["name"]] if best else "fail", line=line, reasons=[head, *others], context=others, checks=flat)
 
-# %% ../nbs/12a_pipeline.ipynb #73da0c5d
+# %% ../nbs/12a_pipeline.ipynb #4a290920
+def _importance(art, ref, params):
+    "What the champion looks at: the drift audit weighs changes by it"
+    a = params.audit
+    return importance_shares(explain(art, sample_rows(ref, a.explain_rows, params.seed), sample_rows(ref, a.background, params.seed + 1), params.seed))
+
+# %% ../nbs/12a_pipeline.ipynb #54bdb1e9
 def select_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
 )->dict: # The verdict file
-    "Stage: measure every candidate on the reference, choose the champion, copy it to `release/champion`"
+    "Stage: measure every candidate on the reference, choose the champion, copy it with its importances to `release/champion`"
     root, card = Path(root), _card(root, params)
     ref = read_rows(root/"data/split/reference.parquet")
     arts = {k: load(root/"models"/k) for k in params.candidates}
@@ -163,7 +171,10 @@ def select_stage(
     recs = [record("select", dict(name=k, version=a.version), None, win, candidate_measures(a, ref, card, params)) for k, a in arts.items()]
     v = choose(recs, by := params.select[card.task], _limits(params, card).pre_release, card.parity)
     out = scope(root, params)
-    with atomic_dir(root/"release"/"champion") as d: shutil.copytree(root/"models"/v["model"]["name"], d, dirs_exist_ok=True)
+    best = v["model"]["name"]
+    with atomic_dir(root/"release"/"champion") as d:
+        shutil.copytree(root/"models"/best, d, dirs_exist_ok=True)
+        add_document(d, "importance", _importance(arts[best], ref, params))
     write_json(out/"select.json", recs); write_json(out/"select.verdict.json", v)
     _candidate_plot(out, recs, by, card)
     return v

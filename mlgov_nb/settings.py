@@ -153,13 +153,18 @@ class Limits(_Strict):
     explanation: list[Limit] = []
     performance: list[Limit] = []
 
-# %% ../nbs/00_settings.ipynb #1d250540
+# %% ../nbs/00_settings.ipynb #87791c27
 class AuditSettings(_Strict):
     "How carefully audits measure"
     min_n: int = Field(30, ge=2)               # smaller groups are counted, never rated
     resamples: int = Field(2000, ge=100)       # draws behind an interval
-    alpha: float = Field(0.05, gt=0, lt=0.5)   # false-alarm rate of one window's drift test, over all its columns
-    effect_floor: float = Field(0.1, ge=0)     # Jensen-Shannon distance below which a certain change is still small
+    alpha: float = Field(0.05, gt=0, lt=0.5)   # false-alarm rate of a whole drift audit, over all its tests
+    effect_floor: float = Field(0.05, ge=0)    # Jensen-Shannon distance below which a certain change is still small
+    joint_floor: float = Field(0.1, ge=0)      # the same for all columns together
+    ignored: float = Field(0.01, ge=0, lt=1)   # a feature with a smaller share of the importance is one that the model ignores
+    outlier_rate: float = Field(0.01, gt=0, lt=0.5)   # share of unchanged rows that may be called outliers
+    compare_with: str = "reference"            # 'reference', 'previous', 'same month', 'same quarter', 'same weekday', or a window's name
+    history: list[str] = []                    # windows in which nothing was wrong: what they vary by is no drift
     explain_rows: int = Field(200, ge=10)
     background: int = Field(50, ge=10)
 

@@ -30,10 +30,10 @@ def schema(
     "The shipped JSON Schema of a kind of file"
     return json.loads((files("mlgov_nb")/"schemas"/f"{name}.schema.json").read_text())
 
-# %% ../nbs/11_verdict.ipynb #1ed42568
+# %% ../nbs/11_verdict.ipynb #ea3c25ad
 WORDS = dict(auc="AUC", auc_change="change of AUC", r2="R²", rmse="RMSE", rmse_ratio="RMSE against the reference's", mae_ratio="ratio of mean absolute errors",
              selection_rate_ratio="selection-rate ratio", selection_rate_ratio_all="selection-rate ratio of all rows, labelled or not", equalized_odds_difference="equalized-odds difference", mean_prediction_difference="difference of mean predictions",
-             drift_share="share of drifted features", js_distance="Jensen-Shannon distance", additivity_error="additivity error of the explanations", importance_share_max="largest feature's share of the importance", label_coverage="label coverage")
+             drift_share="share of drifted features", drift_importance="share of the model's importance in drifted features", drift_impact="drift weighted by importance", outlier_share="share of outliers", js_distance="Jensen-Shannon distance", additivity_error="additivity error of the explanations", importance_share_max="largest feature's share of the importance", label_coverage="label coverage")
 ORDER = ["pass", "warn", "unknown", "fail"]
 
 def words(name): return WORDS.get(name, name.replace("_", " "))
@@ -42,7 +42,7 @@ def number(x):
     "A number as a reader wants it"
     return "none" if x is None else f"{x:.3f}".rstrip("0").rstrip(".") if 1e-3 <= abs(x) < 1000 else "0" if x == 0 else f"{x:.3g}"
 
-# %% ../nbs/11_verdict.ipynb #14f0933f
+# %% ../nbs/11_verdict.ipynb #9b1e7382
 def _bound(limit):
     return " and ".join(f"{s} {number(b)}" for s, b in (("≥", limit.min), ("≤", limit.max)) if b is not None)
 
@@ -55,7 +55,7 @@ def check(
     v, low, high = m["value"], m["low"], m["high"]
     lo, hi = (-float("inf") if limit.min is None else limit.min), (float("inf") if limit.max is None else limit.max)
     crosses = low is not None and high is not None and (low < lo or high > hi)
-    if v is None: verdict, tail = "unknown", "cannot tell: too few rows, one class, or no label"
+    if v is None: verdict, tail = "unknown", m.get("note") or "cannot tell: too few rows, one class, or no label"
     elif not lo <= v <= hi: verdict, tail = limit.breach, f"breaks the limit {_bound(limit)}"
     elif crosses and limit.breach == "fail": verdict, tail = "warn", f"holds the limit {_bound(limit)}, but its 95% interval does not"
     else: verdict, tail = "pass", f"holds the limit {_bound(limit)}"
@@ -114,7 +114,7 @@ def _reasons(checks):
 
 def _capital(s): return s[:1].upper() + s[1:]
 
-# %% ../nbs/11_verdict.ipynb #2f6d1aca
+# %% ../nbs/11_verdict.ipynb #a550704d
 def _context(records, limits):
     "One sentence on the candidates that were not released, from measures whose subject has an @"
     out = []
@@ -133,12 +133,16 @@ def _context(records, limits):
         out.append(f"{words(name)}{'' if what == 'all rows' else ', ' + what} of the candidates not released, from the reference to their worst window (limit {bound}): {', '.join(bits)}")
     return out
 
-def _moved(records):
-    "The columns that drifted in the latest window, largest first"
+def _moved(records, top=3):
+    "What drifted in the latest window: the columns that matter most to the model first, then what all columns together say"
     if not records: return []
-    last = {(m["name"], m["subject"]): m["value"] for m in records[-1]["measures"]}
-    cols = sorted(((last.get(("js_distance", c)), c) for (n, c), v in last.items() if n == "drifted" and v == 1.0 and c != "score"), reverse=True)
-    return [f"drifted in {records[-1]['window']['name']}: " + ", ".join(f"{c} {number(v)}" for v, c in cols) + " (Jensen-Shannon distance)"] if cols else []
+    last = {(m["name"], m["subject"]): m for m in records[-1]["measures"]}
+    def size(name, c): return last[name, c]["value"] if (name, c) in last and last[name, c]["value"] is not None else -1.0
+    found = [c for (n, c), m in last.items() if n == "drifted" and m["value"] == 1.0]
+    cols = sorted((c for c in found if ("js_distance", c) in last), key=lambda c: (-size("drift_impact", c), -size("js_distance", c)))
+    more = [f"{', '.join(cols[top:])} drifted too"] if cols[top:] else []
+    said = [last["drifted", c].get("note", c) for c in [*cols[:top], *(c for c in found if c not in cols)]]
+    return [f"in {records[-1]['window']['name']}, " + "; ".join([*said[:top], *more, *said[top:]])] if found else []
 
 # %% ../nbs/11_verdict.ipynb #86162e62
 def judge(
