@@ -244,7 +244,7 @@ def _levels(a):
     n = np.bincount(at, minlength=len(a.dictionary))
     return as_category(a.dictionary.to_pandas()).tolist(), n, a.null_count
 
-# %% ../nbs/08_profile.ipynb #2d45b5d4
+# %% ../nbs/08_profile.ipynb #1b4b6c85
 def _hash(i):
     "SplitMix64 of row numbers (Steele, Lea and Flood 2014): a fixed random order"
     with np.errstate(over="ignore"):
@@ -255,7 +255,7 @@ def _hash(i):
 
 class _Sample:
     "The rows with the smallest hashes, at most `size`"
-    def __init__(self, columns): self.columns, self.size, self.keys, self.rows, self.top = columns, max(4_096, min(1 << 18, (1 << 24) // max(len(columns), 1))), [], [], np.uint64(2**64 - 1)
+    def __init__(self, columns): self.columns, self.size, self.keys, self.rows, self.top = columns, max(4_096, min(1 << 17, (1 << 24) // max(len(columns), 1))), [], [], np.uint64(2**64 - 1)
 
     def add(self, file, start, values):
         if not values: return

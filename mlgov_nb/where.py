@@ -55,7 +55,7 @@ def axes_of(
     out += [_category_axis(c, Z[:, k + j], v) for j, (c, v) in enumerate(enc.categories.items())]
     return [a for a in out if len(a.sets) > 1]
 
-# %% ../nbs/09b_where.ipynb #956edb88
+# %% ../nbs/09b_where.ipynb #3f0cc9ab
 @njit(cache=True, nogil=True)
 def _tables(cell, score, rows, pairs, size):
     "Counts and score sums of `rows` per pair of axes and pair of cells"
@@ -69,15 +69,15 @@ def _tables(cell, score, rows, pairs, size):
     return out
 
 def _over_conditions(tables, axes, pairs, size):
-    "Tables of cells as sums over pairs of conditions; 2 x slices"
+    "Tables of cells as sums over pairs of conditions; ... x 2 x slices"
     sets = [np.pad(a.sets, ((0, 0), (0, size - a.sets.shape[1]))).astype(float) for a in axes]
-    return np.concatenate([(sets[i] @ tables[:, p] @ sets[j].T).reshape(2, -1) for p, (i, j) in enumerate(pairs)], axis=1)
+    return np.concatenate([(sets[i] @ tables[..., p, :, :] @ sets[j].T).reshape(*tables.shape[:-3], -1) for p, (i, j) in enumerate(pairs)], axis=-1)
 
 def _pairs(axes):
     "Every pair of features; a feature with itself stands for conditions on one feature"
     return [(i, i) for i in range(len(axes))] + list(combinations(range(len(axes)), 2))
 
-# %% ../nbs/09b_where.ipynb #ec0d1f4b
+# %% ../nbs/09b_where.ipynb #d5198eb1
 @dataclass(frozen=True)
 class Slice:
     "Rows in which something changed"
@@ -97,8 +97,7 @@ class Slice:
 
 def _deviations(pool, new, n, m, min_n, var):
     "Squared z-values of each slice's share and, within it, of its mean score; slices with too few rows get 0"
-    c, s = pool
-    cn, sn = new
+    (c, s), (cn, sn) = pool, (new[..., 0, :], new[..., 1, :])
     N, p = n + m, c / (n + m)
     with np.errstate(all="ignore"):
         share = (cn - m * p) ** 2 / (m * p * (1 - p) * n / (N - 1))
@@ -107,7 +106,13 @@ def _deviations(pool, new, n, m, min_n, var):
     few = (c < min_n) | (N - c < min_n)
     return np.where(few, 0, np.nan_to_num(share)), np.where(few | (cn < min_n) | (co < min_n), 0, np.nan_to_num(score))
 
-# %% ../nbs/09b_where.ipynb #d7bb63a0
+def _largest(pool, many, n, m, min_n, var):
+    "The largest deviation of every labelling"
+    return np.maximum(*(d.max(axis=-1) for d in _deviations(pool, many, n, m, min_n, var)))
+
+def _batches_of(k, n): return [k] * (n // k) + ([n % k] if n % k else [])
+
+# %% ../nbs/09b_where.ipynb #bf91890b
 def find_slices(
     enc:Encoder, # Preprocessing
     old:np.ndarray, # Codes of the reference
@@ -127,13 +132,13 @@ def find_slices(
     axes = axes_of(enc, Z)
     if not axes or min(n, m) < min_n: return np.nan, []
     pairs, cell, size = _pairs(axes), np.stack([a.cell for a in axes], axis=1), max(a.sets.shape[1] for a in axes)
-    def fill(rows): return _over_conditions(_tables(cell, s, rows, np.array(pairs), size), axes, pairs, size)
-    pool, var = fill(np.arange(n + m)), s.var() or 1.0
-    def deviations(rows): return _deviations(pool, fill(rows), n, m, min_n, var)
-    now = deviations(np.arange(n, n + m))
-    sims = np.array([max(d.max() for d in deviations(rng.permutation(n + m)[:m])) for _ in range(shuffles)])
-    best = max(d.max() for d in now)
-    return (tail_p(best, sims) if best > 0 else 1.0), _report(now, sims, axes, pairs, cell, pool, fill(np.arange(n, n + m)), n, m, np.sqrt(var), top)
+    var, at = s.var() or 1.0, np.array(pairs)
+    def fill(many): return _over_conditions(np.stack([_tables(cell, s, rows, at, size) for rows in many]), axes, pairs, size)
+    pool, now = fill([np.arange(n + m), np.arange(n, n + m)])
+    found = _deviations(pool, now, n, m, min_n, var)
+    sims = np.concatenate([_largest(pool, fill([rng.permutation(n + m)[:m] for _ in range(k)]), n, m, min_n, var) for k in _batches_of(20, shuffles)])
+    best = max(d.max() for d in found)
+    return (tail_p(best, sims) if best > 0 else 1.0), _report(found, sims, axes, pairs, cell, pool, now, n, m, np.sqrt(var), top)
 
 # %% ../nbs/09b_where.ipynb #efc1b581
 def _names(axes, pairs):
@@ -167,7 +172,7 @@ def _report(now, sims, axes, pairs, cell, pool, new, n, m, sd, top):
         out.append(Slice(names[at], kind, float(a), float(b), int(co), int(cn), effect, tail_p(float(z), sims)))
     return out
 
-# %% ../nbs/09b_where.ipynb #77a3d710
+# %% ../nbs/09b_where.ipynb #be18d69a
 @dataclass(frozen=True)
 class Combined:
     "What the tests of combinations found in one window"
@@ -185,7 +190,7 @@ def combined(
     min_n:int=30, # Fewer rows: cannot tell
     seed:int=0, # For everything that draws
     shuffles:int=200, # Of the slice search
-    permutations:int=1000, # Of the mean discrepancy
+    permutations:int=500, # Of the mean discrepancy
 )->tuple[pd.DataFrame, Combined|None]: # Rows to put under a `drift_table`, before `decide`; details
     "Domain classifier, mean discrepancy and slice search of one window"
     def row(p, effect, why="", words="", joint=True): return dict(n=len(new), p=p, effect=effect, why=why, words=words, joint=joint)

@@ -16,6 +16,8 @@ from conftest import ROOT, Project, free_port
 
 from mlgov_nb.drift import _finite, bin_means, chi_square, decide, decile_counts, drift_table, js_distance, ks, psi, wasserstein
 from mlgov_nb.profile import moments, profile, read_profile
+from mlgov_nb.settings import load_card, load_params
+from mlgov_nb.terminal import drift_of
 from mlgov_nb.verdict import schema
 
 SAMPLE = ROOT/"data/sample"
@@ -231,3 +233,17 @@ def test_statistics_equal_evidently_and_scipy_on_real_rows(years):
     assert wasserstein(x, y) == pytest.approx(theirs * a.AGEP.std(ddof=0) / a.AGEP.std(ddof=1), abs=1e-9)
     assert psi(*decile_counts(x, y)) < 0.01 and np.nansum(bin_means(x) * _finite(x)) == pytest.approx(a.AGEP.sum()) and moments(x)[0] == len(a)
     assert not decide({"w": drift_table(p, q)})["w"].drifted.any()
+
+
+# What matters to the model
+
+def test_a_column_that_the_model_ignores_raises_no_more_than_a_warning(tmp_path):
+    "The same change fails where the model looks, by the policy of params.yaml, and warns where it does not"
+    params, card = load_params(ROOT/"params.yaml"), load_card(ROOT/"data/raw/gss_wages.yaml")
+    new = pd.read_parquet(SAMPLE/"reference.parquet").assign(educcat="Graduate")
+    new.to_parquet(tmp_path/"new.parquet", index=False)
+    others = [c for c in card.features if c != "educcat"]
+    def verdict(share): return drift_of(SAMPLE/"reference.parquet", tmp_path/"new.parquet", card, params.audit, 7, params.limits["binary"].drift, {"educcat": share, **dict.fromkeys(others, (1 - share) / len(others))}).verdict
+    looks, ignores = verdict(0.6), verdict(0.005)
+    assert (looks["verdict"], ignores["verdict"]) == ("fail", "warn")
+    assert "Drift weighted by importance" in looks["line"] and "educcat: 'Graduate'" in ignores["line"]
