@@ -58,8 +58,9 @@ notebooks: $(STAMP)  ## export the package from the notebooks, run them, keep th
 readme: $(STAMP)  ## README.md from nbs/index.ipynb
 	@python tools/readme.py
 
-bench: $(STAMP)  ## benchmarks against the peers, as tables in bench/ (over an hour; each has --small)
+bench: $(STAMP)  ## benchmarks against the peers, as tables in bench/ (two hours; each has --small)
 	@python bench/speed.py
+	@python bench/speed.py --wide
 	@python bench/quality.py
 
 lock: $(STAMP)  ## make requirements.lock again from pyproject.toml

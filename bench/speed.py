@@ -3,8 +3,9 @@
 Each contestant is a process of its own that reads the two files, compares all columns and ends: seconds are of the whole
 process, imports included, and memory is its peak. Ours runs three times (the median counts), a peer once.
 
-    python bench/speed.py            everything; some twenty minutes
-    python bench/speed.py --small    a smoke test, into .bench/
+    python bench/speed.py            1 and 5 million rows of 23 columns; some twenty minutes
+    python bench/speed.py --wide     300,000 rows of 1,000 columns
+    python bench/speed.py --small    a smoke test, into .bench/; also with --wide
 """
 import argparse
 import os
@@ -85,19 +86,26 @@ def apart(f, *args):
     with ProcessPoolExecutor(1) as pool: return pool.submit(f, *args).result()
 
 
-def main(small, limit, only):
+def long_pairs(folder, small):
+    "Reference and current file of each size"
+    for n in [50_000] if small else [1_000_000, 5_000_000]:
+        yield f"{n // 1000:,}k + {n // 1000:,}k rows × {len([*CATEGORICAL, *NUMERIC])} columns", (apart(make, folder/f"old_{n}.parquet", n, 0), apart(make, folder/f"new_{n}.parquet", n, 1, True))
+
+
+def wide_pair(folder, small):
+    n, k = (20_000, 50) if small else (300_000, 1_000)
+    yield f"{n // 1000:,}k + {n // 1000:,}k rows × {k:,} columns", (apart(make_wide, folder/f"wide_old_{n}.parquet", n, k, 2), apart(make_wide, folder/f"wide_new_{n}.parquet", n, k, 3, k // 100))
+
+
+def main(small, wide, limit, only):
     folder = ROOT/".bench/data"
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = [50_000] if small else [1_000_000, 5_000_000]
-    pairs = {f"{n // 1000:,}k + {n // 1000:,}k rows × {len([*CATEGORICAL, *NUMERIC])} columns": (apart(make, folder/f"old_{n}.parquet", n, 0), apart(make, folder/f"new_{n}.parquet", n, 1, True)) for n in sizes}
-    n, k = (20_000, 50) if small else (300_000, 1_000)
-    pairs[f"{n // 1000:,}k + {n // 1000:,}k rows × {k:,} columns"] = (apart(make_wide, folder/f"wide_old_{n}.parquet", n, k, 2), apart(make_wide, folder/f"wide_new_{n}.parquet", n, k, 3, k // 100))
     v = versions("mlgov-nb", "evidently", "numpy", "pandas", "pyarrow", "numba")
     contestants = {"mlgov-nb": (sys.executable, OURS, v["mlgov-nb"], 3), "Evidently": (sys.executable, EVIDENTLY, v["evidently"], 1)}
     for name, label, code in (("nannyml", "NannyML", NANNYML), ("whylogs", "whylogs", WHYLOGS)):
         if py := python_of(name): contestants[label] = (py, code, version_of(name), 1)
     rows = []
-    for data, files in pairs.items():
+    for data, files in (wide_pair if wide else long_pairs)(folder, small):
         base = None
         for who, (py, code, version, repeat) in contestants.items():
             if only and who not in only: continue
@@ -105,19 +113,21 @@ def main(small, limit, only):
             base = base or (s, mb)
             print(f"{data}: {who} {s and round(s, 2)} s, {mb and round(mb)} MiB, {said}", file=sys.stderr, flush=True)
             rows.append(dict(data=data, who=who, version=version, seconds=s, peak_mib=mb, times_ours=s and s / base[0], memory_times_ours=mb and mb / base[1], said=said))
-    report(rows, v, ROOT/".bench" if small else HERE)
+    report(rows, v, wide, ROOT/".bench" if small else HERE)
 
 
-def report(rows, v, folder):
+def report(rows, v, wide, folder):
     shown = [dict(data=r["data"], contestant=f"{r['who']} {r['version']}", seconds=f"{r['seconds']:.1f}" if r["seconds"] else r["said"], **{"peak MiB": f"{r['peak_mib']:,.0f}" if r["peak_mib"] else "", "time, ours = 1": f"{r['times_ours']:.1f}" if r["seconds"] else "", "memory, ours = 1": f"{r['memory_times_ours']:.1f}" if r["peak_mib"] else ""}) for r in rows]
-    text = f"# Speed and memory\n\n`python bench/speed.py`: {' '.join(__doc__.split('    python')[0].split())} Rows are drawn from the American Community Survey's (`bench/data.py`); every contestant compares all columns by its defaults.\n\n"
-    text += table(shown, list(shown[0])) + "\n\nThe bar: at least 20 times Evidently at 5 million rows, under 1 GiB, and the memory of 1 million rows at 5 million."
-    write("speed", text, dict(machine=machine(), versions=v, rows=rows), folder)
-    print(Path(folder)/"speed.md")
+    what = "Normal numbers, a hundredth of the columns shifted by a tenth of a deviation" if wide else "Rows are drawn from the American Community Survey's"
+    name, flag = ("wide", " --wide") if wide else ("speed", "")
+    text = f"# Speed and memory{', many columns' if wide else ''}\n\n`python bench/speed.py{flag}`: {' '.join(__doc__.split('    python')[0].split())} {what} (`bench/data.py`); every contestant compares all columns by its defaults.\n\n"
+    text += table(shown, list(shown[0])) + ("" if wide else "\n\nThe bar: at least 20 times Evidently at 5 million rows, under 1 GiB, and the memory of 1 million rows at 5 million.")
+    write(name, text, dict(machine=machine(), versions=v, rows=rows), folder)
+    print(Path(folder)/f"{name}.md")
 
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--small", action="store_true"); p.add_argument("--limit", type=int, default=900, help="seconds allowed to one contestant"); p.add_argument("--only", nargs="*", help="contestants")
+    p.add_argument("--small", action="store_true"); p.add_argument("--wide", action="store_true"); p.add_argument("--limit", type=int, default=900, help="seconds allowed to one contestant"); p.add_argument("--only", nargs="*", help="contestants")
     a = p.parse_args()
-    main(a.small, a.limit, a.only)
+    main(a.small, a.wide, a.limit, a.only)

@@ -40,6 +40,13 @@ class Inputs:
 
     def target(self, df): return df[self.card.target.name].to_numpy(float)
 
+    def quiet(self, name:str)->list[str]:
+        "Windows in which nothing was wrong, as `history` says, without `name`"
+        if gone := [h for h in self.settings.history if h not in self.windows]: print(f"audit.history: {', '.join(gone)} not among this audit's windows ({', '.join(self.windows)})")
+        left = [h for h in self.settings.history if h in self.windows and h != name]
+        if self.settings.history and len(left) < 3: print(f"audit.history: {len(left)} windows beside {name} cannot tell how much windows vary; at least 3 can")
+        return left if len(left) > 2 else []
+
     def baseline(self, name:str, rows:dict[str, pd.DataFrame])->tuple[str, pd.DataFrame]:
         "What a window is compared with, as `compare_with` says, and its rows"
         how, names = self.settings.compare_with, list(self.windows)
@@ -129,7 +136,7 @@ def plot_heat(
     marked:pd.DataFrame, # The same shape: True where a cell is marked
     top:float=0.5, # Value of the darkest colour
 ):
-    "A heat map with the numbers in it, marked cells in bold with a dot; NaN is hatched as 'cannot tell'"
+    "A heat map with the numbers in it, marked cells in bold with a dot; NaN is a question mark: cannot tell"
     v = values.to_numpy(float)
     ax.imshow(np.ma.masked_invalid(v), cmap="Blues", vmin=0, vmax=top, aspect="auto")
     ax.set_xticks(range(v.shape[1]), values.columns); ax.set_yticks(range(v.shape[0]), values.index); ax.grid(False)

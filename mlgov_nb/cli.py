@@ -135,6 +135,7 @@ def profile(
 # %% ../nbs/19_cli.ipynb #c3fdc1e0
 def _drift_context(card):
     "Card, settings, policy and importances of the project, where there is one"
+    from json import loads
     from mlgov_nb.explain import stored_importance
     from mlgov_nb.settings import AuditSettings
     try: root = project_root()
@@ -144,7 +145,8 @@ def _drift_context(card):
     params = load_params(root/"params.yaml")
     if not card: return root, None, params.audit, params.seed, [], {}
     c = load_card(card_path(root, card))
-    weights = stored_importance(root/"release"/"champion")
+    champion = root/"release"/"champion"
+    weights = stored_importance(champion) if (f := champion/"metadata.json").is_file() and loads(f.read_text())["card"] == card else {}
     limits = params.limits[c.task].drift if c.task in params.limits else []
     return root, c, params.audit, params.seed, limits, weights if set(weights) == set(c.features) else {}
 

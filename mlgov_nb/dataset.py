@@ -55,6 +55,9 @@ def as_category(
     "Values as category names; whole numbers lose their decimal point"
     if isinstance(s.dtype, pd.CategoricalDtype): s = s.astype(s.cat.categories.dtype)
     if pd.api.types.is_bool_dtype(s): return s.astype("string").astype("str")
+    if pd.api.types.is_integer_dtype(s):
+        at, seen = pd.factorize(s)
+        return pd.Series(np.array([*map(str, seen), None], dtype=object)[at], index=s.index, dtype="str")
     if pd.api.types.is_numeric_dtype(s):
         at, seen = pd.factorize(s.to_numpy(float, na_value=np.nan))
         names = [str(int(x)) if float(x).is_integer() else repr(float(x)) for x in seen]
@@ -283,6 +286,8 @@ def same_season(
     by:str, # 'month', 'quarter' or 'weekday'
 )->pd.DataFrame: # Reference rows of the seasons that the window has
     "The calendar-matched part of a reference; `DataError` when time is no date, or the reference has no such season"
+    for d in (old, new):
+        if time and time not in d: raise MissingColumn([time], list(map(str, d.columns)), "the rows to match by season")
     if by not in SEASONS: raise DataError(f"no season '{by}'; there are {', '.join(SEASONS)}")
     if not time or any(not pd.api.types.is_datetime64_any_dtype(d[time]) for d in (old, new)): raise DataError(f"the same {by} needs a time column of dates; " + (f"'{time}' holds {old[time].dtype}, for example {old[time].iloc[0]!r}" if time and len(old) else "the card names none"))
     season = SEASONS[by]

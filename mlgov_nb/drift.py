@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'STATISTICS', 'REPORTED', 'js_distance', 'psi', 'total_variation', 'chi_square', 'ks', 'wasserstein',
-           'groups', 'grouped', 'decile_counts', 'cells', 'deal', 'tail_p', 'test_column', 'overdispersion', 'adjust',
-           'size_word', 'change_in_words', 'shares', 'labelled', 'drift_table', 'decide', 'rank', 'note',
+           'groups', 'grouped', 'decile_counts', 'joiner', 'cells', 'deal', 'tail_p', 'test_column', 'overdispersion',
+           'adjust', 'size_word', 'change_in_words', 'shares', 'labelled', 'drift_table', 'decide', 'rank', 'note',
            'drift_measures']
 
 # %% ../nbs/09_drift.ipynb #ffef0b9f
@@ -116,21 +116,44 @@ def grouped(
 def decile_counts(
     *columns:Column, # The reference's, and others in the same bins
 )->list[np.ndarray]: # Per column: deciles, infinite, missing; or the categories as they are
-    "Counts in the reference's deciles with open ends, as PSI uses them"
+    "Counts in the reference's deciles with open ends, as PSI uses them; below, at and above the value of a constant reference"
     if columns[0].kind not in ("numeric", "time"): return grouped(10, *columns)
-    return [np.r_[c[0] + c[1], c[2:-5], c[-5] + c[-4], c[-3] + c[-2], c[-1]] if len(c) > 6 else np.r_[c[:3].sum(), c[3:5].sum(), c[-1]] for c in grouped(10, *columns)]
+    return [np.r_[c[0] + c[1], c[2:-5], c[-5] + c[-4], c[-3] + c[-2], c[-1]] if len(c) > 6 else np.r_[c[:3], c[3:5].sum(), c[-1]] for c in grouped(10, *columns)]
 
 # %% ../nbs/09_drift.ipynb #fcf71e21
 GROUPS = 20   # of a numeric column, for tests
 
-def cells(
+def _fine_groups(x, y):
+    "Groups of fine bins with about as many rows of both windows together; what is outside the range stays apart"
+    n, k = (x + y).astype(float), min(GROUPS, max(2, int(min(x.sum(), y.sum())) // 10))
+    at = np.floor((np.cumsum(n) - n / 2) / max(n.sum(), 1) * k).clip(0, k - 1)
+    if len(at) > 2: at[0], at[-1] = -1, k
+    return np.unique(at, return_inverse=True)[1]
+
+def _rare(x, y):
+    "Categories that the reference could lack by chance: so few rows in both windows together that they would all be the current one's once in a thousand times"
+    n, m = x.sum(), y.sum()
+    return x + y <= np.log(1e-3) / np.log(m / (n + m)) if min(n, m) else np.zeros(len(x), bool)
+
+def joiner(
     a:Column, # Reference
     b:Column, # Current, in the same bins
-)->tuple[np.ndarray, np.ndarray, int]: # Counts of both; how many of the cells are in order
-    "What is tested: a number's 20 groups with outside its range, infinite and missing beside them; or the categories"
-    if a.kind not in ("numeric", "time"): return np.array(a.counts), np.array(b.counts), 0
-    x, y = (c.astype(np.int64) for c in grouped(GROUPS, a, b))
-    return x, y, len(x) - 3
+)->tuple[np.ndarray, int]: # Cell of each entry of `counts`; how many of the cells are in order
+    "What is tested, chosen from both windows alike: a number's 20 groups, beside them outside its range, infinite and missing; or the categories, rare ones joined with those never seen"
+    x, y = np.array(a.counts), np.array(b.counts)
+    if a.kind in ("numeric", "time"):
+        at = _fine_groups(x[:-3], y[:-3]); k = at.max() + 1
+        return np.r_[at, k, k + 1, k + 2], k
+    few = np.r_[_rare(x[:-2], y[:-2]), True, False]
+    at = np.where(few, 0, np.cumsum(~few))
+    return np.unique(at, return_inverse=True)[1], 0
+
+def cells(
+    at:np.ndarray, # From `joiner`
+    *columns:Column, # In the same bins
+)->list[np.ndarray]: # Counts per cell
+    "Counts in the cells that are tested"
+    return [np.bincount(at, weights=np.array(c.counts, float)).astype(np.int64) for c in columns]
 
 def deal(
     a:np.ndarray, # Reference counts
@@ -172,12 +195,12 @@ def tail_p(
     t:float, # The statistic
     sims:np.ndarray, # The same statistic without a change, simulated
 )->float: # p-value
-    "Share of simulations at or above it, itself counted (Phipson and Smyth 2010); beyond all of them, the tail of a fitted gamma distribution (after Knijnenburg et al. 2009)"
+    "Share of simulations at or above it, itself counted (Phipson and Smyth 2010); beyond all of them, an exponential tail through the largest tenth (after Knijnenburg et al. 2009)"
     k, n = int((sims >= t - 1e-9 * abs(t)).sum()), len(sims)
-    if k: return (k + 1) / (n + 1)
-    tenth = np.partition(sims, -10)[-10] if n > 10 else sims.max()
-    scale = max(1.0, 10 / (n + 1) / max(float(_gamma_sf(tenth, sims)), 1e-300))
-    return float(min(1 / (n + 1), max(scale * float(_gamma_sf(t, sims)), 1e-15)))
+    if k or n < 50: return (k + 1) / (n + 1)
+    tail = np.sort(sims)[-(n // 10):]
+    excess = tail.mean() - tail[0]
+    return float(min(1 / (n + 1), max(len(tail) / (n + 1) * np.exp(-(t - tail[0]) / excess), 1e-15))) if excess > 0 else 1 / (n + 1)
 
 # %% ../nbs/09_drift.ipynb #81b84bea
 def _combined(stats, sims, cells):
@@ -193,10 +216,12 @@ def test_column(
     b:Column, # Current, in the same bins
     draws:int=2000, # Simulated windows
     rng:np.random.Generator|None=None, # Source of chance
-    spread:np.ndarray|None=None, # From `overdispersion`
+    history:list[Column]=(), # Windows in which nothing was wrong, in the same bins: what they vary by is no drift
 )->float: # p-value; NaN when one side is empty
     "How often would a window without any change look at least as different?"
-    x, y, order = cells(a, b)
+    at, order = joiner(a, b)
+    x, y = cells(at, a, b)
+    spread = overdispersion(cells(at, *history)) if history else None
     keep = x + y > 0
     order = int(keep[:order].sum())
     x, y = x[keep], y[keep]
@@ -211,12 +236,11 @@ def test_column(
 
 # %% ../nbs/09_drift.ipynb #7971194b
 def overdispersion(
-    a:Column, # Reference
-    history:list[Column], # Windows in which nothing was wrong, in the same bins
+    counts:list[np.ndarray], # Per cell, of windows in which nothing was wrong
 )->np.ndarray|None: # windows x cells: deviations of shares; None: windows differ as chance alone makes them
     "How historical windows deviate from their mean beyond sampling; None with fewer than 3 windows"
-    if len(history) < 3: return None
-    h = np.array([cells(a, b)[1] for b in history], float)
+    if len(counts) < 3: return None
+    h = np.array(counts, float)
     m = h.sum(1, keepdims=True)
     h, m = h[m[:, 0] > 0], m[m[:, 0] > 0]
     p = h.sum(0) / h.sum()
@@ -224,7 +248,7 @@ def overdispersion(
     if k < 2 or df < 2: return None
     with np.errstate(all="ignore"): x = np.where(p > 0, (h - m * p) ** 2 / (m * p), 0).sum()
     beyond = max(0.0, 1 - df * (k - 1) / x) if x > 0 else 0.0
-    return (h / m - p) * np.sqrt(beyond) if beyond else None
+    return (h / m - p) * np.sqrt(beyond * (1 + 1 / len(h))) if beyond else None      # the mean of the history is uncertain too
 
 def _disperse(x, y, spread, draws, rng):
     "Windows of both sizes; the current one's shares vary around the pooled ones as `spread` says"
@@ -318,22 +342,28 @@ def _why_not(a, b, min_n):
     if a.present == 0: return "the reference has no value of it"
     if min(a.n, b.n) < min_n: return f"fewer than {min_n} rows ({a.n:,} and {b.n:,})"
     if np.count_nonzero(np.array(a.counts) + np.array(b.counts)) < 2: return "it has one value in both windows"
+    if a.kind == "categorical" and len(a.bins) > 1 and np.count_nonzero(sum(cells(joiner(a, b)[0], a, b))[:-1]) < 2 and max(a.counts[:-2]) <= a.n // 20: return "hardly any value occurs twice: an identifier or free text"
     return ""
 
+def _interval(js, drawn):
+    "95% interval; redrawn distances are too large twice over, by chance in the counts and in the redraws, so their squares are corrected for it"
+    bias = (drawn**2).mean() - js**2
+    return percentiles(np.sqrt(np.clip(drawn**2 - 2 * bias, 0, None)), js)
+
 def _column_row(name, a, b, history, min_n, draws, seed):
-    why, rng = _why_not(a, b, min_n), np.random.default_rng([seed, zlib.crc32(name.encode())])
+    why, rng = _why_not(a, b, min_n), np.random.default_rng([seed, zlib.crc32(str(name).encode())])
     row = dict.fromkeys(STATISTICS, np.nan) | dict(n=b.n, p=np.nan, effect=np.nan, why=why, words=change_in_words(a, b))
     if why: return row
     x, y = decile_counts(a, b)
     js = float(js_distance(x, y))
-    low, high = percentiles(js_distance(redraw(x, draws, rng), redraw(y, draws, rng)), js)
+    low, high = _interval(js, js_distance(redraw(x, draws, rng), redraw(y, draws, rng)))
     chi2, g = chi_square(x, y)
     row |= dict(js=js, low=low, high=high, psi=psi(x, y), total_variation=total_variation(x, y), chi2=chi2, g=g, effect=js, missing_change=b.missing / b.n - a.missing / a.n)
     if a.kind == "categorical": row["unseen_share"] = b.counts[-2] / b.n
     else:
         row |= dict(ks=ks(a, b), wasserstein=wasserstein(a, b), outside_share=(b.counts[0] + b.counts[-4]) / max(b.present, 1))
-        row["effect"] = float(np.fmax(js, min(1.0, row["wasserstein"] / np.sqrt(8 * np.log(2)))))
-    return row | dict(p=test_column(a, b, draws, rng, overdispersion(a, history)))
+        row["effect"] = float(np.fmax(js, np.minimum(1.0, row["wasserstein"] / np.sqrt(8 * np.log(2)))))
+    return row | dict(p=test_column(a, b, draws, rng, history))
 
 # %% ../nbs/09_drift.ipynb #603e4c7c
 def drift_table(
@@ -355,7 +385,7 @@ def drift_table(
 def decide(
     tables:dict[str, pd.DataFrame], # Window: rows with `p`, `effect` and `why`, such as from `drift_table`
     alpha:float=0.05, # False-alarm rate of the whole audit
-    floor:float=0.05, # An effect below it is small, however certain
+    floor:float=0.07, # An effect below it is small, however certain
     joint_floor:float=0.1, # The same for tests of all columns together, in which every column's change adds up
 )->dict[str, pd.DataFrame]: # The same with `p_adjusted` and `drifted` (None: cannot tell)
     "Which changes are certain, over all tests together, and not small"
@@ -364,6 +394,7 @@ def decide(
     for k, t in tables.items():
         padj, at = p[at:at + len(t)], at + len(t)
         known, least = t.p.notna() & t.effect.notna(), np.where(t.joint.fillna(False).astype(bool), joint_floor, floor) if "joint" in t else floor
+        if "usual" in t: least = np.fmax(least, t.usual)          # what windows differ by when nothing is wrong
         out[k] = t.assign(p_adjusted=padj, drifted=((padj < alpha) & (t.effect >= least)).astype(object).where(known, None))
     return out
 
@@ -412,6 +443,9 @@ def _window_measures(t, features, importance, ignored):
     n, unknown = int(f.n.min()) if len(f) else 0, [k for k in features if t.drifted[k] is None]
     def of(name, value): return {**measure(name, "features", None if unknown or not len(f) else value, n), **({"note": "; ".join(note(k, t.loc[k]) for k in unknown)} if unknown else {})}
     out = [of("drift_share", f.drifted.astype(float).mean() if not unknown else None)]
+    if "joint" in t and len(j := t[t.joint.notna()]):
+        lost = [k for k in j.index if j.drifted[k] is None]
+        out.append({**measure("joint_drift", "all columns", None if lost else j.drifted.astype(float).mean(), int(j.n.min())), **({"note": "; ".join(note(k, j.loc[k]) for k in lost)} if lost else {})})
     if importance:
         w = pd.Series({k: v if (v := importance.get(k, 0.0)) >= ignored else 0.0 for k in features})
         out += [of("drift_importance", float((w * f.drifted.astype(float)).sum()) if not unknown else None), of("drift_impact", float((w * f.js).sum()))]

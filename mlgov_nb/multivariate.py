@@ -41,9 +41,11 @@ class Domain:
     drops: dict[str, float] # feature: how much AUC is lost when it is shuffled, largest first
 
 # %% ../nbs/09a_multivariate.ipynb #d5462893
-def _drops(model, Z, y, full, rng):
-    "How much AUC is lost when a feature is shuffled"
-    out = np.zeros(Z.shape[1])
+def _drops(model, Z, y, rng):
+    "How much AUC is lost on at most 4,000 rows when a feature is shuffled"
+    at, out = rng.permutation(len(Z))[:4_000], np.zeros(Z.shape[1])
+    Z, y = Z[at], y[at]
+    full = auc(y, model.predict_proba(Z)[:, 1])[0]
     for j in range(Z.shape[1]):
         shuffled = Z.copy(); shuffled[:, j] = rng.permutation(Z[:, j])
         out[j] = full - auc(y, model.predict_proba(shuffled)[:, 1])[0]
@@ -55,22 +57,20 @@ def domain_classifier(
     names:list[str], # Of the features
     seed:int=0, # For halves, classifier and shuffles
     max_rows:int=20_000, # Rows of each window that are used
+    explain:bool=True, # Measure which features tell the windows apart
 )->Domain: # AUC with interval, p-value, and the features that tell the windows apart
     "Cross-fitted classifier two-sample test"
     from sklearn.ensemble import HistGradientBoostingClassifier
     rng = np.random.default_rng(seed)
     old, new = _take(old, max_rows, rng), _take(new, max_rows, rng)
     parts = [(np.vstack([old[i::2], new[i::2]]), np.r_[np.zeros(len(old[i::2])), np.ones(len(new[i::2]))]) for i in (0, 1)]
-    z, found, drops = [], [], np.zeros(len(names))
-    for (Zt, yt), (Zs, ys) in (parts, parts[::-1]):
-        model = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=15, early_stopping=False, random_state=seed).fit(Zt, yt)
-        score = model.predict_proba(Zs)[:, 1]
-        found.append(auc(ys, score)); z.append(_rank_z(ys, score))
-        drops += _drops(model, Zs, ys, found[-1][0], rng) / 2 if z[-1] > 1 else 0      # nothing tells equal windows apart
-    a = float(np.mean([f[0] for f in found]))
-    half = float(np.mean([(f[2] - f[1]) / 2 for f in found])) / np.sqrt(2)
+    models = [HistGradientBoostingClassifier(max_iter=30, max_leaf_nodes=15, early_stopping=False, random_state=seed).fit(*p) for p in parts]
+    scores = [(y, m.predict_proba(Z)[:, 1]) for m, (Z, y) in zip(models, parts[::-1])]
+    found, p = [auc(*s) for s in scores], float(ndtr(-np.mean([_rank_z(*s) for s in scores])))
+    a, half = float(np.mean([f[0] for f in found])), float(np.mean([(f[2] - f[1]) / 2 for f in found])) / np.sqrt(2)
+    drops = sum(_drops(m, Z, y, rng) / 2 for m, (Z, y) in zip(models, parts[::-1])) if explain and p < 0.05 else np.zeros(len(names))   # nothing tells equal windows apart
     order = np.argsort(-drops, kind="stable")
-    return Domain(a, a - half, a + half, float(ndtr(-np.mean(z))), len(old) + len(new), {names[j]: float(drops[j]) for j in order})
+    return Domain(a, a - half, a + half, p, len(old) + len(new), {names[j]: float(drops[j]) for j in order})
 
 def _rank_z(y, score):
     "z-value of Mann and Whitney's statistic, with the correction for ties"
@@ -95,10 +95,9 @@ def _bandwidth(X):
     m = d.median()
     return m if m > 0 else torch.ones_like(m)
 
-def _block_means(X, w, blocks):
-    "Mean Fourier features of blocks of equal size; rows that fill no block are left out"
+def _block_means(X, w, size):
+    "Mean Fourier features of blocks of `size` rows; rows that fill no block are left out"
     import torch
-    size = max(1, len(X) // blocks)
     X = X[:len(X) // size * size]
     out = []
     for part in X.split(max(1, 16_384 // size) * size):
@@ -119,18 +118,18 @@ def mmd(
     "Kernel two-sample test, linear in rows; on CUDA where there is one"
     import torch
     rng = np.random.default_rng(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    old, new = (torch.from_numpy(np.ascontiguousarray(_take(x, len(x), rng), dtype=float)).to(device) for x in (old, new))
+    device, most = "cuda" if torch.cuda.is_available() else "cpu", 20 * min(len(old), len(new))     # blocks enough on both sides
+    old, new = (torch.from_numpy(np.ascontiguousarray(_take(x, most, rng), dtype=float)).to(device) for x in (old, new))
     mixed = torch.cat([old, new])[torch.from_numpy(rng.permutation(len(old) + len(new))[:2000]).to(device)]
     w = torch.from_numpy(rng.standard_normal((old.shape[1], features))).to(device) / _bandwidth(mixed)
     size = max(1, max(len(old), len(new)) // blocks)                      # one size for both, so that blocks are exchangeable
-    a, b = (_block_means(x, w, max(1, len(x) // size)) for x in (old, new))
+    a, b = (_block_means(x, w, size) for x in (old, new))
     F, n, m = torch.cat([a, b]), len(a), len(b)
     order = np.argsort(rng.random((permutations, n + m)), axis=1)
     W = torch.from_numpy(np.where(order < n, -1 / n, 1 / m)).to(device)
     sims = (W @ F).square().sum(1).cpu().numpy()
     value = float((b.mean(0) - a.mean(0)).square().sum())
-    return Mmd(value**0.5, tail_p(value, sims), _witness_auc(a, b) if size == 1 else _witness_auc(*(_block_means(x[:blocks], w, blocks) for x in (old, new))), len(old) + len(new))
+    return Mmd(value**0.5, tail_p(value, sims), _witness_auc(a, b) if size == 1 else _witness_auc(*(_block_means(x[:blocks], w, 1) for x in (old, new))), len(old) + len(new))
 
 def _witness_auc(a, b):
     "AUC of the direction between the mean features, cross-fitted"
@@ -175,8 +174,8 @@ class Outliers:
 
     def joints(self, Z:np.ndarray)->np.ndarray:
         "Surprise of the combination, in digits"
-        d = (np.clip(design(self.encoder, Z), -5, 5) - self.centre) @ self.whiten
-        return _digits((d * d).sum(1), self.joint)
+        d = [((np.clip(design(self.encoder, z), -5, 5) - self.centre) @ self.whiten) for z in np.array_split(Z, len(Z) // 50_000 + 1)]
+        return _digits((np.concatenate(d) ** 2).sum(1), self.joint)
 
     def score(self, Z:np.ndarray)->np.ndarray:
         "Digits of surprise of each row; an outlier is above `cut`"
@@ -200,7 +199,7 @@ def fit_outliers(
     seed:int=0, # For the halves
 )->Outliers: # Learnt on one half, its threshold set on the other
     "Learn what is usual"
-    Z = _take(Z, len(Z), np.random.default_rng(seed))
+    Z = _take(Z, 100_000, np.random.default_rng(seed))
     A, B, k = Z[::2], Z[1::2], len(enc.numeric)
     with np.errstate(all="ignore"):
         q = np.array([np.nanquantile(c, [0.05, 0.5, 0.95]) if np.isfinite(c).any() else [0, 0, 0] for c in A[:, :k].T]).reshape(k, 3)
@@ -228,12 +227,12 @@ def _joint(X):
 
 # %% ../nbs/09a_multivariate.ipynb #f7837967
 def outlier_measures(
-    o:Outliers, # From `fit_outliers`
+    o:Outliers|None, # From `fit_outliers`; None where the reference is too small for it
     Z:np.ndarray, # Codes of a window
     min_n:int=30, # Fewer rows: no number
 )->list[dict]: # The share of outliers
     "Share of rows that would be odd in the reference, with Wilson's interval; None where the reference was too small to set the threshold"
-    if not np.isfinite(o.cut): return [measure("outlier_share", "all rows", None, len(Z))]
+    if o is None or not np.isfinite(o.cut): return [measure("outlier_share", "all rows", None, len(Z))]
     return [rate("outlier_share", "all rows", int((o.score(Z) > o.cut).sum()), len(Z), min_n)]
 
 def worst_rows(

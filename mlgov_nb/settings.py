@@ -159,7 +159,7 @@ class AuditSettings(_Strict):
     min_n: int = Field(30, ge=2)               # smaller groups are counted, never rated
     resamples: int = Field(2000, ge=100)       # draws behind an interval
     alpha: float = Field(0.05, gt=0, lt=0.5)   # false-alarm rate of a whole drift audit, over all its tests
-    effect_floor: float = Field(0.05, ge=0)    # Jensen-Shannon distance below which a certain change is still small
+    effect_floor: float = Field(0.07, ge=0)    # Jensen-Shannon distance below which a certain change is still small
     joint_floor: float = Field(0.1, ge=0)      # the same for all columns together
     ignored: float = Field(0.01, ge=0, lt=1)   # a feature with a smaller share of the importance is one that the model ignores
     outlier_rate: float = Field(0.01, gt=0, lt=0.5)   # share of unchanged rows that may be called outliers

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .dataset import DataError, prepare, read_rows, same_season
+from .dataset import DataError, as_category, prepare, read_rows, same_season
 from .drift import decide, drift_measures, drift_table, labelled, rank
 from .profile import ProfileMismatch, kinds_of, profile, read_profile, schema_of
-from .settings import AuditSettings, Card, Limit
-from .verdict import judge, record
+from .settings import AuditSettings, Card, Limit, MlgovError
+from .verdict import judge, record, words
 
 # %% ../nbs/11a_terminal.ipynb #e3c36d2d
 @dataclass(frozen=True)
@@ -29,65 +29,69 @@ class Answer:
 
 def _is_profile(f): return Path(f).suffix == ".json"
 
-def _kinds(source, card):
-    "The card's features, and its target and the score where the file has them; all columns without a card"
-    kinds, have = kinds_of(source, card), schema_of(Path(source))
-    if card and card.target.name in have: kinds[card.target.name] = "categorical" if card.task == "binary" else "numeric"
-    if card and "score" in have: kinds["score"] = "numeric"
-    return kinds
+def _kinds(reference, others, card):
+    "The card's features, and its target and the score where all files have them; all columns without a card"
+    kinds = kinds_of(reference, card)
+    if not card: return kinds
+    have = set.intersection(*(set(read_profile(f) if _is_profile(f) else schema_of(Path(f))) for f in (reference, *others)))
+    more = {card.target.name: "categorical" if card.task == "binary" else "numeric", "score": "numeric"}
+    return kinds | {c: k for c, k in more.items() if c in have}
 
-def _sides(reference, current, card):
-    "Profiles of both, in the reference's bins"
+def _profiles(reference, current, history, card):
+    "Profiles of all, in the reference's bins"
     if _is_profile(reference):
         old = read_profile(reference)
-        if card:
-            if gone := [c for c in card.features if c not in old]: raise ProfileMismatch(f"{reference}: the profile lacks the card's features {gone}")
-    else:
-        kinds = _kinds(reference, card)
-        if card and not _is_profile(current): kinds = {c: k for c, k in kinds.items() if c in card.features or c in schema_of(Path(current))}
-        old = profile(Path(reference), kinds=kinds)
-    new = read_profile(current) if _is_profile(current) else profile(Path(current), old)
-    return old, new
+        if card and (gone := [c for c in card.features if c not in old]): raise ProfileMismatch(f"{reference}: the profile lacks the card's features {gone}")
+    else: old = profile(Path(reference), kinds=_kinds(Path(reference), [current, *history], card))
+    return old, *(read_profile(f) if _is_profile(f) else profile(Path(f), old) for f in (current, *history))
 
 # %% ../nbs/11a_terminal.ipynb #06045163
-def _frame(file, card, why):
+def _frame(file, card, why, notes):
+    "Rows of a file, checked against the card; what it refuses is noted"
     if _is_profile(file): raise DataError(f"{file}: {why} needs rows, and this is a profile")
     df = read_rows(Path(file))
-    return prepare(df, card, where=str(file))[0] if card else df
+    if not card: return df
+    got, refused = prepare(df, card, where=str(file))
+    if len(refused) > len(df) / 10: raise DataError(f"{file}: {len(refused):,} of {len(df):,} rows do not fit the card, most of them because: {refused.reason.mode()[0]}")
+    if len(refused): notes.append(f"{file}: {len(refused):,} of {len(df):,} rows left out, most of them because: {refused.reason.mode()[0]}")
+    return got
 
-def _encoder_card(df, card):
-    "The card, or one that has all columns as features"
-    if card: return card, df
-    kinds = kinds_of(df)
-    numeric, text = [c for c, k in kinds.items() if k == "numeric"], [c for c, k in kinds.items() if k == "categorical"]
-    return Card.model_construct(numeric=numeric, categorical=text), df
+def _columns(p, card):
+    "The card, or one that has all columns as features, but times, identifiers and free text"
+    if card: return card
+    return Card.model_construct(numeric=[c for c, k in p.items() if k.kind == "numeric"], categorical=[c for c, k in p.items() if k.kind == "categorical" and not k.partial])
 
-def _together(old, new, card, model, settings, seed):
+def _together(old, new, history, columns, model, settings, seed):
     "Tests of combinations, share of outliers, and the scores where a model is given"
-    from mlgov_nb.dataset import as_category
     from mlgov_nb.features import codes, fit_encoder
     from mlgov_nb.multivariate import fit_outliers, outlier_measures
     from mlgov_nb.where import combined
-    c, old = _encoder_card(old, card)
-    def plain(d): return d.assign(**{k: as_category(d[k]) for k in c.categorical}, **{k: pd.to_numeric(d[k]).astype(float).where(np.isfinite(d[k].to_numpy(float, na_value=np.nan))) for k in c.numeric})
-    old, new = plain(old), plain(new)
-    enc = fit_encoder(old, c)
-    score = (model.score(old), model.score(new)) if model else None
-    rows, _ = combined(enc, old, new, score, settings.min_n, seed)
-    odd = fit_outliers(enc, codes(enc, old), settings.outlier_rate, seed)
-    scored = None
-    if score:
-        a = profile(pd.DataFrame(dict(score=score[0])))
-        scored = drift_table(a, profile(pd.DataFrame(dict(score=score[1])), a), settings.min_n, settings.resamples, seed)
-    return rows, outlier_measures(odd, codes(enc, new), settings.min_n), scored
+    def plain(d):
+        d = d.assign(**{k: as_category(d[k]) for k in columns.categorical}, **{k: pd.to_numeric(d[k]).astype(float).where(np.isfinite(d[k].to_numpy(float, na_value=np.nan))) for k in columns.numeric})
+        return d.assign(score=model.score(d)) if model else d
+    old, new, *history = (plain(d) for d in (old, new, *history))
+    rows, _ = combined(columns, old, new, settings.min_n, seed, history=history)
+    enc, enough = fit_encoder(old, columns), len(old) >= max(settings.min_n, 8) and bool(columns.numeric or columns.categorical)
+    odd = outlier_measures(fit_outliers(enc, codes(enc, old), settings.outlier_rate, seed) if enough else None, codes(enc, new), settings.min_n)
+    if not model: return [rows], odd
+    a = profile(old[["score"]])
+    return [drift_table(a, profile(new, a), settings.min_n, settings.resamples, seed, [profile(h, a) for h in history]), rows], odd
 
 # %% ../nbs/11a_terminal.ipynb #227c7bcc
 def _limits(limits, measures):
-    "The policy that speaks of what was measured; any drift is a warning where there is none"
+    "The policy that speaks of what was measured, and the rest; any drift is a warning where there is none"
     have = {(m["name"], m["subject"]) for m in measures}
-    kept = [x for x in limits if any(n == x.measure and x.subject in ("*", s) for n, s in have)]
-    return [x.model_copy(update={"window": "*"}) for x in kept] or [Limit(measure="drift_share", subject="features", max=0.0, breach="warn")]
+    def measured(x): return any(n == x.measure and x.subject in ("*", s) for n, s in have)
+    limits = limits or [Limit(measure="drift_share", subject="features", max=0.0, breach="warn"), Limit(measure="joint_drift", max=0.0, breach="warn")]
+    return [x.model_copy(update={"window": "*"}) for x in limits if measured(x)], [x for x in limits if not measured(x)]
 
+def _matched(rows, files, card, by):
+    "The reference's rows of the same season, and the current ones"
+    time = card.time if card else next((c for c, k in kinds_of(Path(files[0])).items() if k == "time"), None)
+    if not card and time: rows = [d.assign(**{time: pd.to_datetime(d[time], errors="coerce")}) if time in d else d for d in rows]
+    return [same_season(*rows, time, by), rows[1]]
+
+# %% ../nbs/11a_terminal.ipynb #cdbf0dba
 def drift_of(
     reference:Path, # A CSV or Parquet file, or a profile
     current:Path, # The same; a profile must have the reference's bins
@@ -96,38 +100,35 @@ def drift_of(
     seed:int=0, # For everything that draws
     limits:list[Limit]=(), # The policy; any drift is a warning without one
     importance:dict[str, float]|None=None, # Feature: share of the model's importance
-    history:list[Path]=(), # Files of windows in which nothing was wrong
+    history:list[Path]=(), # Files of windows in which nothing was wrong, at least 3
     match:str|None=None, # 'month', 'quarter' or 'weekday': compare with the same season of the reference
     full:bool=False, # Test combinations and look for slices and outliers too
     model=None, # An `Artifact`, for the scores
 )->Answer: # Verdict, table, measures, what was not tested
     "Drift of one file against another; `DataError` or `ProfileMismatch` says what does not fit"
-    s, target = settings or AuditSettings(), card.target.name if card else None
-    rows = [_frame(f, card, "--full" if full else "--match") for f in (reference, current)] if full or match else []
+    if 0 < len(history) < 3: raise DataError(f"--history: {len(history)} windows cannot tell how much windows vary; give at least 3")
+    s, target, notes, files = settings or AuditSettings(), card.target.name if card else None, [], [reference, current, *history]
+    rows = [_frame(f, card, "--full" if full else "--match", notes) for f in files] if full or match else []
     if match:
-        rows[0] = same_season(rows[0], rows[1], card.time if card else _time_of(rows[0]), match)
-        old = profile(rows[0], kinds=_frame_kinds(rows[0], card))
-        new = profile(rows[1], old)
-    else: old, new = _sides(reference, current, card)
-    quiet = [labelled(read_profile(h) if _is_profile(h) else profile(Path(h), old), target) for h in history]
-    t = drift_table(labelled(old, target), labelled(new, target), s.min_n, s.resamples, seed, quiet)
-    return _answer(t, card, s, limits, importance, _together(*rows, card, model, s, seed) if full else None, Path(current))
+        rows[:2] = _matched(rows[:2], files, card, match)
+        old = profile(rows[0], kinds=_kinds(Path(reference), files[1:], card))
+        new, *quiet = (profile(d, old) for d in rows[1:])
+    else: old, new, *quiet = _profiles(reference, current, history, card)
+    times = [k for k, c in old.items() if c.kind == "time"]
+    if times: notes.append(f"not tested: {', '.join(times)} (time moves on by itself)")
+    old, new, *quiet = ({k: c for k, c in labelled(p, target).items() if k not in times} for p in (old, new, *quiet))
+    if not old: raise DataError(f"{reference}: no column to compare: {', '.join(times)} tells only the time")
+    t = drift_table(old, new, s.min_n, s.resamples, seed, quiet)
+    more, odd = _together(rows[0], rows[1], rows[2:], _columns(old, card), model, s, seed) if full else ([], [])
+    if not full: notes.append("not tested here: combinations of columns, slices, outliers" + ("" if "score" in t.index else ", the model's score") + " (--full)")
+    return _answer(pd.concat([t, *(m[~m.index.isin(t.index)] for m in more)]), odd, card.features if card else list(t.index), s, limits, importance, Path(current), notes)
 
-# %% ../nbs/11a_terminal.ipynb #cdbf0dba
-def _time_of(df): return next((c for c, k in kinds_of(df).items() if k == "time"), None)
-
-def _frame_kinds(df, card):
-    kinds = kinds_of(df, card)
-    return kinds | {card.target.name: "categorical" if card.task == "binary" else "numeric"} if card else kinds
-
-def _answer(t, card, s, limits, importance, more, current):
+def _answer(t, odd, features, s, limits, importance, current, notes):
     "Decide over all tests, measure, judge"
-    features = card.features if card else list(t.index)
-    parts, notes = [t], []
-    if more: parts += [p for p in (more[2] if "score" not in t.index else None, more[0]) if p is not None]
-    else: notes.append("not tested here: combinations of columns, slices, outliers" + ("" if "score" in t.index else ", the model's score") + " (--full)")
-    d = decide({"current": pd.concat(parts)}, s.alpha, s.effect_floor, s.joint_floor)["current"]
-    measures = drift_measures(d, features, importance, s.ignored) + (more[1] if more else [])
+    d = decide({"current": t}, s.alpha, s.effect_floor, s.joint_floor)["current"]
+    measures = drift_measures(d, features, importance, s.ignored) + odd
     window = dict(name=current.name.split(".")[0], start=None, end=None, rows=int(t.n.max()) if len(t) else 0, labelled=0, sha256="0" * 16)
-    rec = record("drift", dict(name="none", version="none"), None, window, measures)
-    return Answer(judge("drift", [rec], _limits(limits, measures)), rank(d, importance or {}), rec, notes)
+    rec, (kept, lost) = record("drift", dict(name="none", version="none"), None, window, measures), _limits(limits, measures)
+    if unheld := [words(x.measure) + ("" if x.subject in ("*", "features") else f", {x.subject}") for x in lost if x.breach == "fail"]: notes.append(f"limits not judged here, for want of a released model of this card or of its scores: {'; '.join(unheld)}")
+    if not kept: raise MlgovError("no drift limit of the policy speaks of what can be measured here")
+    return Answer(judge("drift", [rec], kept), rank(d, importance or {}), rec, notes)

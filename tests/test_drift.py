@@ -212,21 +212,24 @@ def test_a_full_disk_leaves_nothing_half_written(files):
 # Against the reference libraries, on real rows
 
 def test_statistics_equal_evidently_and_scipy_on_real_rows(years):
-    "On the survey's codes: categorical Jensen-Shannon distance and chi-square to 1e-9; on its ages: KS exactly, Wasserstein within its bound"
-    from evidently.legacy.calculations.stattests import chi_stat_test, jensenshannon_stat_test, wasserstein_stat_test
+    "On the survey's codes: categorical Jensen-Shannon distance, PSI and chi-square to 1e-9; on its ages: KS exactly, Wasserstein within its bound"
+    from evidently.legacy.calculations.stattests import chi_stat_test, jensenshannon_stat_test, psi_stat_test, wasserstein_stat_test
     from evidently.legacy.core import ColumnType
     from scipy.stats import chi2_contingency, chisquare, ks_2samp
     cols = ["SCHL", "MAR", "RELP", "CIT", "MIG", "RAC1P"]
     a, b = (years[y].sample(n, random_state=0).astype({c: "str" for c in cols}) for y, n in ((2015, 20_000), (2018, 9_000)))
-    p = profile(a[[*cols, "AGEP"]]); q = profile(b, p)
+    p, same_psi = profile(a[[*cols, "AGEP"]]), []
+    q = profile(b, p)
     for c in cols:
         x, y = (np.array(v[c].counts) for v in (p, q))
         x, y = x[x + y > 0], y[x + y > 0]
         assert (x > 0).all(), "chi-square against the reference's shares needs every category there"
         natural = jensenshannon_stat_test(a[c], b[c], ColumnType.Categorical, 0.1).drift_score      # Evidently's logarithm is natural, ours has base 2
         assert js_distance(x, y) == pytest.approx(natural / np.sqrt(np.log(2)), abs=1e-9)
+        if (y > 0).all(): assert psi(x, y) == pytest.approx(psi_stat_test(a[c], b[c], ColumnType.Categorical, 0.1).drift_score, abs=1e-9); same_psi.append(c)   # they fill empty bins otherwise
         assert chisquare(y, x / x.sum() * y.sum()).pvalue == pytest.approx(chi_stat_test(a[c], b[c], ColumnType.Categorical, 0.05).drift_score, abs=1e-9)
         for k, kind in enumerate(("pearson", "log-likelihood")): assert chi_square(x, y)[k] == pytest.approx(chi2_contingency([x, y], correction=False, lambda_=kind).statistic, rel=1e-9)
+    assert len(same_psi) >= 4
     x, y = p["AGEP"], q["AGEP"]
     assert x.each and ks(x, y) == pytest.approx(ks_2samp(a.AGEP, b.AGEP).statistic, abs=1e-12)
     theirs = wasserstein_stat_test(a.AGEP, b.AGEP, ColumnType.Numerical, 0.1).drift_score      # over numpy's deviation, divisor n
