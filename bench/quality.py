@@ -4,7 +4,7 @@ One repetition: the training period's rows are shuffled; 4,000 are the reference
 then changed by a shift of one kind and size. Windows without a change have shuffles, and so references, of their own.
 Every detector says whether the window raises an alarm.
 
-    python bench/quality.py                 everything; about an hour on two cores
+    python bench/quality.py                 everything; over an hour on two cores; interrupted, it reports the repetitions that are done
     python bench/quality.py --small         a smoke test, into .bench/
 """
 import argparse
@@ -186,13 +186,16 @@ def nannyml(name, n, repeats):
 
 def run(repeats, peer_repeats, names, folder):
     python_of("nannyml")                                   # once, before the processes that use it
-    jobs = [(name, n, r) for r in range(repeats) for name in names for n in SAMPLES]
-    rows, unkind = [], []
+    cases, jobs = [(what, r) for what in HARD for r in range(repeats * 2)], [(name, n, r) for r in range(repeats) for name in names for n in SAMPLES]
+    rows, unkind, done = [], [], 0
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for got in tqdm(pool.map(hard, cases := [(what, r) for what in HARD for r in range(repeats * 2)]), total=len(cases), desc="unkind nulls"): unkind += got
-        for got in tqdm(pool.map(repetition, jobs), total=len(jobs), desc="windows"): rows += got
         for got in tqdm(pool.map(nannyml, *zip(*[(name, n, peer_repeats) for name in names for n in SAMPLES])), total=len(names) * len(SAMPLES), desc="NannyML"): rows += got
-    report(pd.DataFrame(rows), pd.DataFrame(unkind), repeats, peer_repeats, folder)
+        for got in tqdm(pool.map(hard, cases), total=len(cases), desc="unkind nulls"): unkind += got
+        try:
+            for got in tqdm(pool.map(repetition, jobs), total=len(jobs), desc="windows"): rows += got; done += 1
+        except KeyboardInterrupt: pool.shutdown(wait=False, cancel_futures=True)      # what is done is reported
+    d, repeats = pd.DataFrame(rows), done // (len(names) * len(SAMPLES))
+    report(d[d.repeat < repeats], pd.DataFrame(unkind), repeats, min(peer_repeats, repeats), folder)
 
 
 def rate(k, n):
@@ -201,7 +204,7 @@ def rate(k, n):
 
 
 def report(d, unkind, repeats, peer_repeats, folder):
-    detectors = list(dict.fromkeys(d.detector))
+    detectors = sorted(dict.fromkeys(d.detector), key=lambda k: k.startswith("NannyML"))
     null = d[d.kind == "none"].groupby(["data", "n", "detector"]).alarm.agg(["sum", "size"])
     total = d[d.kind == "none"].groupby("detector").alarm.agg(["sum", "size"])
     def beyond(v): return binom.sf(v["sum"] - 1, v["size"], 0.05)

@@ -53,6 +53,7 @@ def as_category(
     s:pd.Series, # Any column
 )->pd.Series: # The same as text, missing values kept
     "Values as category names; whole numbers lose their decimal point"
+    if s.dtype == "str": return s
     if isinstance(s.dtype, pd.CategoricalDtype): s = s.astype(s.cat.categories.dtype)
     if pd.api.types.is_bool_dtype(s): return s.astype("string").astype("str")
     if pd.api.types.is_integer_dtype(s):

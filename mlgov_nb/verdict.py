@@ -60,8 +60,9 @@ def check(
     elif crosses and limit.breach == "fail": verdict, tail = "warn", f"holds the limit {_bound(limit)}, but its 95% interval does not"
     else: verdict, tail = "pass", f"holds the limit {_bound(limit)}"
     band = f" (95% {number(low)} to {number(high)}, n {m['n']:,})" if low is not None and v is not None else f" (n {m['n']:,})"
-    what = words(m["name"]) + ("" if m["subject"] in ("all rows", "features") else f", {m['subject']}")
-    sentence = f"{what}, {window}: {number(v)}{band} {tail}" if v is not None else f"{what}, {window}: {tail}{band}"
+    what = words(m["name"]) + ("" if m["subject"] in ("all rows", "all columns", "features") else f", {m['subject']}")
+    said = number(v) if m["name"] != "drifted" else f"{'yes' if v else 'no'}, {m.get('note', '').removeprefix(m['subject'] + ': ')}"
+    sentence = f"{what}, {window}: {said}{band} {tail}" if v is not None else f"{what}, {window}: {tail}{band}"
     return dict(measure=m["name"], subject=m["subject"], window=window, value=v, n=m["n"], low=low, high=high, bound=_bound(limit), verdict=verdict, required=limit.required, sentence=sentence)
 
 # %% ../nbs/11_verdict.ipynb #5ca39fde
