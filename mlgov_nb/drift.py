@@ -130,9 +130,8 @@ def _fine_groups(x, y):
     if len(at) > 2: at[0], at[-1] = -1, k
     return np.unique(at, return_inverse=True)[1]
 
-def _rare(x, y):
+def _rare(x, y, n, m):
     "Categories that the reference could lack by chance: so few rows in both windows together that they would all be the current one's once in a thousand times"
-    n, m = x.sum(), y.sum()
     return x + y <= np.log(1e-3) / np.log(m / (n + m)) if min(n, m) else np.zeros(len(x), bool)
 
 def joiner(
@@ -144,7 +143,7 @@ def joiner(
     if a.kind in ("numeric", "time"):
         at = _fine_groups(x[:-3], y[:-3]); k = at.max() + 1
         return np.r_[at, k, k + 1, k + 2], k
-    few = np.r_[_rare(x[:-2], y[:-2]), True, False]
+    few = np.r_[_rare(x[:-2], y[:-2], x.sum(), y.sum()), True, False]
     at = np.where(few, 0, np.cumsum(~few))
     return np.unique(at, return_inverse=True)[1], 0
 

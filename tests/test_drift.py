@@ -187,6 +187,35 @@ def test_a_column_that_breaks_is_drift(files, b, word):
     assert said["verdict"] == "warn" and word in said["line"]
 
 
+def test_a_broken_link_between_columns_is_a_warning(here):
+    "Nothing but the combination has changed: the columns alone see nothing, the full audit warns"
+    r = np.random.default_rng(0)
+    old, new = (pd.DataFrame(r.normal(size=(1500, 2)), columns=["x", "y"]) for _ in range(2))
+    old.to_csv(here.root/"old.csv", index=False); new.assign(y=new.x + new.y / 10).assign(y=lambda d: d.y / d.y.std()).to_csv(here.root/"new.csv", index=False)
+    assert json.loads(here.run("mlgov drift old.csv new.csv --json").stdout)["verdict"] == "pass"
+    full = json.loads(here.run("mlgov drift old.csv new.csv --full --json").stdout)
+    assert full["verdict"] == "warn" and re.search("domain classifier: rows of the two windows are told apart with AUC 0.9", full["line"])
+
+
+@pytest.mark.parametrize("a, b, options, texts", [
+    ("row.csv", "a.csv", "--full", ["fewer than 30 rows"]), ("ids.parquet", "ids.parquet", "--full", ["identifier or free text"]), ("uuid.csv", "uuid2.csv", "--full", ["an identifier or free text"])])
+def test_the_full_audit_of_odd_files_cannot_tell(files, a, b, options, texts):
+    for i, name in enumerate(("uuid.csv", "uuid2.csv")): pd.DataFrame(dict(k=[f"{i}-{j:08x}" for j in range(3000)], x=np.random.default_rng(i).normal(size=3000))).to_csv(files.root/name, index=False)
+    got = files.run(f"mlgov drift {a} {b} {options} --json", 1)
+    said = json.loads(got.stdout)
+    assert said["verdict"] == "unknown" and all(t in said["line"] for t in texts), said["line"]
+
+
+def test_dates_text_scores_and_short_histories(files):
+    "A date is no drift; a text column may be called score; a history of one window is refused"
+    for i, name in enumerate(("old.csv", "new.csv")): pd.DataFrame(dict(day=pd.date_range(f"202{i}-01-01", periods=600).astype("str"), score=["low", "high"] * 300, x=np.random.default_rng(i).normal(size=600))).to_csv(files.root/name, index=False)
+    said = json.loads(files.run("mlgov drift old.csv new.csv --full --json").stdout)
+    assert said["verdict"] == "pass" and "not tested: day (time moves on by itself)" in said["notes"]
+    assert json.loads(files.run("mlgov drift old.csv new.csv --match month --json").stdout)["verdict"] == "pass"
+    files.refuses("mlgov drift a.csv same.csv --match month", "the same month needs a time column")
+    files.refuses("mlgov drift old.csv new.csv --history old.csv", "give at least 3")
+
+
 def test_profiles_that_do_not_fit_are_refused(files):
     files.run("mlgov profile a.csv -o a.json && mlgov profile inf.csv -o other.json && mlgov profile same.csv --like a.json -o same.json")
     files.refuses("mlgov drift a.json other.json", "columns ['x'] have other bins in the two profiles")
@@ -213,7 +242,12 @@ def test_a_full_disk_leaves_nothing_half_written(files):
 
 def test_statistics_equal_evidently_and_scipy_on_real_rows(years):
     "On the survey's codes: categorical Jensen-Shannon distance, PSI and chi-square to 1e-9; on its ages: KS exactly, Wasserstein within its bound"
-    from evidently.legacy.calculations.stattests import chi_stat_test, jensenshannon_stat_test, psi_stat_test, wasserstein_stat_test
+    from evidently.legacy.calculations.stattests import (
+        chi_stat_test,
+        jensenshannon_stat_test,
+        psi_stat_test,
+        wasserstein_stat_test,
+    )
     from evidently.legacy.core import ColumnType
     from scipy.stats import chi2_contingency, chisquare, ks_2samp
     cols = ["SCHL", "MAR", "RELP", "CIT", "MIG", "RAC1P"]
