@@ -25,7 +25,7 @@ def js_distance(
     a:np.ndarray, # Counts or shares on the last axis
     b:np.ndarray, # The same bins
 )->np.ndarray: # 0 to 1
-    "Jensen-Shannon distance, base 2; NaN when one side is empty"
+    "Jensen-Shannon distance, base 2 (Lin 1991; Endres and Schindelin 2003); NaN when one side is empty"
     with np.errstate(all="ignore"):
         a, b = np.asarray(a, float), np.asarray(b, float)
         p, q = a / a.sum(-1, keepdims=True), b / b.sum(-1, keepdims=True)
@@ -37,7 +37,7 @@ def psi(
     a:np.ndarray, # Reference counts
     b:np.ndarray, # Current counts in the same bins
 )->float: # Population stability index
-    "PSI; bins empty on both sides are left out, a bin empty on one side counts half a row; NaN when one side is empty"
+    "PSI (Siddiqi 2006), 0 to ∞; bins empty on both sides are left out, a bin empty on one side counts half a row; NaN when one side is empty"
     a, b = (np.asarray(x, float) for x in (a, b))
     if not a.sum() or not b.sum(): return np.nan
     keep = a + b > 0
@@ -57,7 +57,7 @@ def chi_square(
     a:np.ndarray, # Reference counts
     b:np.ndarray, # Current counts in the same bins
 )->tuple[float, float]: # Pearson's statistic, G
-    "Pearson's chi-square and the likelihood-ratio statistic of homogeneity; NaN when one side is empty"
+    "Chi-square (Pearson 1900) and likelihood-ratio statistic (Wilks 1935) of homogeneity, 0 to ∞; NaN when one side is empty"
     a, b = (np.asarray(x, float)[np.asarray(a) + np.asarray(b) > 0] for x in (a, b))
     if not a.sum() or not b.sum(): return np.nan, np.nan
     t = np.array([a, b])
@@ -71,7 +71,7 @@ def ks(
     a:Column, # Reference, numeric
     b:Column, # Current, in the same bins
 )->float: # 0 to 1
-    "Kolmogorov-Smirnov distance at the bins' edges; below the exact one by at most the largest share in one bin; NaN when one side has no finite value"
+    "Distance of Kolmogorov (1933) and Smirnov (1948) at the bins' edges; below the exact one by at most the largest share in one bin; NaN when one side has no finite value"
     x, y = _finite(a), _finite(b)
     if not x.sum() or not y.sum(): return np.nan
     return float(np.abs(np.cumsum(x) / x.sum() - np.cumsum(y) / y.sum()).max())
@@ -80,7 +80,7 @@ def wasserstein(
     a:Column, # Reference, numeric
     b:Column, # Current, in the same bins
 )->float: # In reference deviations
-    "First Wasserstein distance between the bins' means, over the reference's deviation; NaN without finite values or for a constant reference"
+    "First Wasserstein distance (Kantorovich 1942) between the bins' means, over the reference's deviation; off by at most the sum over the bins of the larger half-width times both shares in it; NaN without finite values or for a constant reference"
     (n, _, v), (m, _, _) = moments(a), moments(b)
     if n < 2 or not m or not v > 0: return np.nan
     at = np.r_[bin_means(a), bin_means(b)]
@@ -134,6 +134,7 @@ def _rare(x, y, n, m):
     "Categories that the reference could lack by chance: so few rows in both windows together that they would all be the current one's once in a thousand times"
     return x + y <= np.log(1e-3) / np.log(m / (n + m)) if min(n, m) else np.zeros(len(x), bool)
 
+# %% ../nbs/09_drift.ipynb #901cdd41
 def joiner(
     a:Column, # Reference
     b:Column, # Current, in the same bins

@@ -51,6 +51,7 @@ def _drops(model, Z, y, rng):
         out[j] = full - auc(y, model.predict_proba(shuffled)[:, 1])[0]
     return out
 
+# %% ../nbs/09a_multivariate.ipynb #94ff1759
 def domain_classifier(
     old:np.ndarray, # Codes of the reference, rows x features
     new:np.ndarray, # Codes of the window

@@ -202,6 +202,7 @@ def _read_parquet(file, columns, kinds):
     with pq.ParquetFile(file, pre_buffer=False) as f: text = [c for c, t in zip(f.schema_arrow.names, f.schema_arrow.types) if c in kinds and (pyarrow.types.is_string(t) or pyarrow.types.is_large_string(t))]
     with pq.ParquetFile(file, read_dictionary=text, pre_buffer=False) as f: yield from f.iter_batches(_batch_rows(columns), columns=columns)
 
+# %% ../nbs/08_profile.ipynb #109bda84
 def _batches(source, columns, kinds):
     "Pieces of a source: a name for errors, the number of its file, its first row, and per column an array"
     if (files := _files(source)) is None:

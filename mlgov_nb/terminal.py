@@ -61,6 +61,7 @@ def _columns(p, card):
     if card: return card
     return Card.model_construct(numeric=[c for c, k in p.items() if k.kind == "numeric"], categorical=[c for c, k in p.items() if k.kind == "categorical" and not k.partial])
 
+# %% ../nbs/11a_terminal.ipynb #141762d8
 def _together(old, new, history, columns, model, settings, seed):
     "Tests of combinations, share of outliers, and the scores where a model is given"
     from mlgov_nb.features import codes, fit_encoder
@@ -123,6 +124,7 @@ def drift_of(
     if not full: notes.append("not tested here: combinations of columns, slices, outliers" + ("" if "score" in t.index else ", the model's score") + " (--full)")
     return _answer(pd.concat([t, *(m[~m.index.isin(t.index)] for m in more)]), odd, card.features if card else list(t.index), s, limits, importance, Path(current), notes)
 
+# %% ../nbs/11a_terminal.ipynb #d24416aa
 def _answer(t, odd, features, s, limits, importance, current, notes):
     "Decide over all tests, measure, judge"
     d = decide({"current": t}, s.alpha, s.effect_floor, s.joint_floor)["current"]

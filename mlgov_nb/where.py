@@ -208,11 +208,13 @@ def pooled_codes(
         Z[:, j] = np.where(at < 0, np.nan, at); names.append(list(seen))
     return replace(enc, categorical=text, levels=names), Z[:len(old)], Z[len(old):]
 
+# %% ../nbs/09b_where.ipynb #d14b9384
 def _usual(effects, level=0.99):
     "Upper bound of the effect of one more quiet window: normal prediction bound of as many as there are"
     n = len(effects)
     return np.mean(effects, axis=0) + stdtrit(n - 1, level) * np.std(effects, axis=0, ddof=1) * np.sqrt(1 + 1 / n)
 
+# %% ../nbs/09b_where.ipynb #a99902f4
 def combined(
     columns, # Anything with lists `numeric` and `categorical`: a card, an `Encoder`
     old:pd.DataFrame, # Reference rows; with the model's scores in a column `score`, slices are searched for them too
