@@ -1,7 +1,7 @@
 """Time and memory of a drift audit's columns, from Parquet files, against the peers on the same files in the same run.
 
 Each contestant is a process of its own that reads the two files, compares all columns and ends: seconds are of the whole
-process, imports included, and memory is its peak. Ours runs three times (the median counts), a peer once.
+process, imports included, and memory is its peak. Of the long files ours runs three times (the median counts), all else once.
 
     python bench/speed.py            1 and 5 million rows of 23 columns; some twenty minutes
     python bench/speed.py --wide     300,000 rows of 1,000 columns
@@ -101,7 +101,7 @@ def main(small, wide, limit, only):
     folder = ROOT/".bench/data"
     folder.mkdir(parents=True, exist_ok=True)
     v = versions("mlgov-nb", "evidently", "numpy", "pandas", "pyarrow", "numba")
-    contestants = {"mlgov-nb": (sys.executable, OURS, v["mlgov-nb"], 3), "Evidently": (sys.executable, EVIDENTLY, v["evidently"], 1)}
+    contestants = {"mlgov-nb": (sys.executable, OURS, v["mlgov-nb"], 1 if wide else 3), "Evidently": (sys.executable, EVIDENTLY, v["evidently"], 1)}
     for name, label, code in (("nannyml", "NannyML", NANNYML), ("whylogs", "whylogs", WHYLOGS)):
         if py := python_of(name): contestants[label] = (py, code, version_of(name), 1)
     rows = []
