@@ -342,7 +342,8 @@ def _why_not(a, b, min_n):
     if a.present == 0: return "the reference has no value of it"
     if min(a.n, b.n) < min_n: return f"fewer than {min_n} rows ({a.n:,} and {b.n:,})"
     if np.count_nonzero(np.array(a.counts) + np.array(b.counts)) < 2: return "it has one value in both windows"
-    if a.kind == "categorical" and len(a.bins) > 1 and np.count_nonzero(sum(cells(joiner(a, b)[0], a, b))[:-1]) < 2 and max(a.counts[:-2]) <= a.n // 20: return "hardly any value occurs twice: an identifier or free text"
+    if a.kind == "categorical" and np.count_nonzero((np.array(a.counts) + np.array(b.counts))[:-1]) > 1 and np.count_nonzero(sum(cells(joiner(a, b)[0], a, b))[:-1]) < 2:
+        return "hardly any value occurs twice: an identifier or free text" if max(a.counts[:-2]) <= a.n // 20 else f"too few rows for its categories ({a.n:,} and {b.n:,})"
     return ""
 
 def _interval(js, drawn):

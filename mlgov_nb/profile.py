@@ -261,7 +261,7 @@ def _levels(a):
         v = a.drop_null().to_numpy() if a.null_count else a.to_numpy()
         lo, hi = int(v.min()), int(v.max())
         if hi - lo < 1 << 16:
-            n = np.bincount((v - v.min()).astype(np.int64))
+            n = np.bincount((v - v.min()).astype(np.int64) if v.dtype == np.uint64 else v.astype(np.int64) - lo)
             at = np.flatnonzero(n)
             return [str(k + lo) for k in at.tolist()], n[at], a.null_count
     if pyarrow.types.is_floating(a.type): a = pc.if_else(pc.is_nan(a), pyarrow.scalar(None, a.type), a)
