@@ -62,6 +62,8 @@ bench: $(STAMP)  ## benchmarks against the peers, as tables in bench/ (two hours
 	@python bench/speed.py
 	@python bench/speed.py --wide
 	@python bench/quality.py
+	@python bench/explain.py
+	@python bench/fairness.py
 
 lock: $(STAMP)  ## make requirements.lock again from pyproject.toml
 	@python tools/lock.py

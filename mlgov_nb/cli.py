@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'cards', 'COLOURS', 'ingest', 'split', 'train', 'select', 'judge', 'package', 'audit', 'profile', 'drift',
-           'gate', 'reproduce', 'card_build', 'card_check', 'card_new', 'main']
+           'explain', 'gate', 'reproduce', 'card_build', 'card_check', 'card_new', 'main']
 
 # %% ../nbs/19_cli.ipynb #2c67ee2f
 import sys
@@ -189,6 +189,43 @@ def drift(
         _say(f"drift: {v['verdict'].upper()}. {v['line']}", COLOURS[v["verdict"]])
         for n in got.notes: _say(n, "dim")
     raise typer.Exit(0 if v["verdict"] in ("pass", "warn") else 1)
+
+# %% ../nbs/19_cli.ipynb #82e26768
+def _contribution_table(told):
+    from rich.table import Table
+    from rich.text import Text
+    out = Table("feature", "value", "log-odds" if told["decision"] is not None else "contribution", "in the score", "")
+    top = max((abs(c["in_score"]) for c in told["contributions"]), default=0) or 1.0
+    for c in told["contributions"]: out.add_row(c["feature"], c["value"], f"{c['contribution']:+.3f}", f"{c['in_score']:+.3f}", Text("█" * max(round(20 * abs(c["in_score"]) / top), 1), style="green" if c["in_score"] > 0 else "red"))
+    return out
+
+def _way(c): return "; ".join(f"{f}: {a} → {b}" for f, (a, b) in c["changes"].items()) + f" (score {c['score']:.3f})"
+
+# %% ../nbs/19_cli.ipynb #9e7e8386
+@app.command()
+def explain(
+    model: Annotated[Path, typer.Argument(help="An artifact folder, such as release/champion.")],
+    file: Annotated[Path, typer.Argument(help="A CSV or Parquet file with the card's id and features.")],
+    row: Annotated[str, typer.Option(help="The id of the row.")],
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+):
+    "Why one row got its score, in words, and the nearest changes that would turn the decision."
+    from mlgov_nb.reasons import explain_row
+    told = explain_row(model, file, row)
+    if json:
+        from mlgov_nb.files import to_json
+        return print(to_json(told, None), end="")
+    from rich.console import Console
+    decided = "" if told["decision"] is None else f", decision {told['decision']} (1 from a score of {told['threshold']:g})"
+    _say(f"{told['model']['name']} {told['model']['version']}, row {told['row']}: score {told['score']:.3f}{decided}", "bold")
+    _say(f"from {told['base_score']:.3f}, what the model says of nobody in particular, by:")
+    Console(width=None if sys.stdout.isatty() else 120).print(_contribution_table(told))
+    _say("Reasons", "bold")
+    for r in told["reasons"]: _say(f"  {r['in_score']:+.3f}  {r['text']}" + (f"  [{r['flag']}]" if r["flag"] else ""), "yellow" if r["flag"] else None)
+    if told["decision"] is None: return
+    _say("What would turn the decision", "bold")
+    for c in told["counterfactuals"]: _say(f"  {_way(c)}")
+    if not told["counterfactuals"]: _say("  none found: no change of up to three of the features that the card calls actionable turns it")
 
 # %% ../nbs/19_cli.ipynb #b7858490
 @app.command()

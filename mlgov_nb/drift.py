@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['GROUPS', 'STATISTICS', 'REPORTED', 'js_distance', 'psi', 'total_variation', 'chi_square', 'ks', 'wasserstein',
            'groups', 'grouped', 'decile_counts', 'joiner', 'cells', 'deal', 'tail_p', 'test_column', 'overdispersion',
-           'adjust', 'size_word', 'change_in_words', 'shares', 'labelled', 'drift_table', 'decide', 'rank', 'note',
+           'size_word', 'change_in_words', 'shares', 'labelled', 'drift_table', 'decide', 'rank', 'note',
            'drift_measures']
 
-# %% ../nbs/09_drift.ipynb #ffef0b9f
+# %% ../nbs/09_drift.ipynb #aea57470
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtrc, gammaincc
 
-from .metrics import measure, percentiles, redraw
+from .metrics import adjust, measure, percentiles, redraw
 from .profile import Column, Profile, bin_means, check_bins, labels, moments
 
 # %% ../nbs/09_drift.ipynb #de0984b9
@@ -256,17 +256,6 @@ def _disperse(x, y, spread, draws, rng):
     w = rng.standard_normal((draws, len(spread))) / np.sqrt(rng.chisquare(df, (draws, 1)))
     q = np.clip(p + w @ spread, 0, None)
     return rng.multinomial(int(x.sum()), p, size=draws).astype(float), rng.multinomial(int(y.sum()), q / q.sum(1, keepdims=True)).astype(float)
-
-# %% ../nbs/09_drift.ipynb #37fc5390
-def adjust(
-    p:np.ndarray, # p-values, NaN where there is none
-)->np.ndarray: # Adjusted p-values (Benjamini and Hochberg 1995)
-    "Benjamini-Hochberg adjusted p-values; NaN stays NaN and does not count as a test"
-    p = np.asarray(p, float); out = np.full(len(p), np.nan)
-    at = np.flatnonzero(~np.isnan(p))
-    order = at[np.argsort(-p[at], kind="stable")]
-    out[order] = np.minimum.accumulate(p[order] * len(at) / np.arange(len(at), 0, -1)).clip(max=1)
-    return out
 
 # %% ../nbs/09_drift.ipynb #d6ff8621
 def size_word(

@@ -50,9 +50,9 @@ def _limits(params, card):
     if card.task not in params.limits: raise ConfigError(f"params.yaml: limits: no policy for the task '{card.task}' of card {card.name}; there is one for {', '.join(params.limits)}")
     return params.limits[card.task]
 
-# %% ../nbs/12a_pipeline.ipynb #e3fc6850
+# %% ../nbs/12a_pipeline.ipynb #8f69f4c8
 LIBRARIES = ["numpy", "pandas", "scikit-learn", "torch", "numba"]
-SOURCES = ["settings", "files", "dataset", "features", "candidates", "artifact", "profile", "pipeline"]   # what makes a model
+SOURCES = ["settings", "files", "dataset", "features", "mitigation", "candidates", "evaluate", "shapley", "artifact", "profile", "pipeline"]   # what makes a model
 
 def lineage(
     root:Path, # The project's top folder
@@ -65,13 +65,13 @@ def lineage(
     return dict(data={k: sha256(v) for k, v in inputs.items()}, params=hashlib.sha256(to_json(choices, None).encode()).hexdigest(), source=sha256(*src), lock=sha256(lock) if lock.is_file() else None,
                 python=".".join(map(str, sys.version_info[:3])), libraries={k: importlib.metadata.version(k).split("+")[0] for k in LIBRARIES}, package=__version__)
 
-# %% ../nbs/12a_pipeline.ipynb #a61dc761
+# %% ../nbs/12a_pipeline.ipynb #1a2ce02d
 def describe_features(
     df:pd.DataFrame, # Training rows
     card:Card, # Their card
 )->list[dict]: # name, kind, what it means, and its range or categories
     "The model's input schema, from what it was trained on"
-    num = [dict(name=c, kind="numeric", about=card.columns.get(c, ""), low=float(df[c].min()), high=float(df[c].max()), missing=bool(df[c].isna().any())) for c in card.numeric]
+    num = [dict(name=c, kind="numeric", about=card.columns.get(c, ""), low=float(df[c].min()), high=float(df[c].max()), whole=bool((df[c].dropna() % 1 == 0).all()), missing=bool(df[c].isna().any())) for c in card.numeric]
     return num + [dict(name=c, kind="categorical", about=card.columns.get(c, ""), categories=sorted(map(str, df[c].dropna().unique())), missing=bool(df[c].isna().any())) for c in card.categorical]
 
 def _recorder(root, name):
@@ -79,7 +79,16 @@ def _recorder(root, name):
     from dvclive import Live
     return Live(dir=str(Path(root)/"dvclive"/name), save_dvc_exp=False, dvcyaml=None, monitor_system=False)
 
-# %% ../nbs/12a_pipeline.ipynb #8eee6830
+# %% ../nbs/12a_pipeline.ipynb #898fae9c
+def _mitigable(recipe, card, name):
+    "The recipe, without its mitigation where the card leaves it nothing to do"
+    if recipe.mitigation is None: return recipe
+    why = "the card asks for parity of no attribute, so there is nothing to mitigate" if not card.parity else f"{recipe.mitigation.method} is for binary decisions" if card.task != "binary" and recipe.mitigation.method != "parity_penalty" else None
+    if why is None: return recipe
+    print(f"{name}: {why}: trained without")
+    return recipe.model_copy(update={"mitigation": None})
+
+# %% ../nbs/12a_pipeline.ipynb #8481abd3
 def train_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -88,9 +97,7 @@ def train_stage(
     "Stage: train one candidate into `models/<name>`"
     if name not in params.candidates: raise ConfigError(f"params.yaml: candidates: no '{name}'; there are {', '.join(params.candidates)}")
     root, card, recipe = Path(root), _card(root, params), params.candidates[name]
-    if recipe.mitigation and not card.parity:
-        print(f"{name}: the card asks for parity of no attribute, so there is nothing to mitigate: trained without")
-        recipe = recipe.model_copy(update={"mitigation": None})
+    recipe = _mitigable(recipe, card, name)
     files = {k: root/"data/split"/f"{k}.parquet" for k in ("train", "reference")}
     train, ref = (read_rows(f) for f in files.values())
     known = train[train[card.target.name].notna()]
@@ -100,16 +107,16 @@ def train_stage(
         def step(losses):
             for k, v in losses.items(): live.log_metric(k, v)
             live.next_step()
-        try: fitted = fit(recipe, card.task, enc, Z, y, params.seed, [known[a].to_numpy(str) for a in card.parity], params.decision.threshold, step)
+        try: fitted = fit(recipe, card.task, enc, Z, y, params.seed, [known[a].to_numpy(str) for a in card.parity], params.decision.threshold, step, params.audit.background)
         except (ValueError, TypeError, ArithmeticError) as e: raise ConfigError(f"candidate {name} cannot be trained with params.yaml: candidates.{name}.params {recipe.params}: {' '.join(str(e).split())}") from None
     meta = dict(name=name, task=card.task, card=card.name, target=card.target.model_dump(), threshold=params.decision.threshold, seed=params.seed, recipe=recipe.model_dump(),
-                features=describe_features(train, card), trained_on=asdict(describe(train, card, "train")), parity_tolerance=1e-12 if recipe.estimator == "linear" else 0.0)
+                features=describe_features(train, card), trained_on=asdict(describe(train, card, "train")))
     choices = dict(seed=params.seed, decision=params.decision.model_dump(), data=params.data.model_dump(), candidate=recipe.model_dump())
     scored = ref.assign(score=Artifact({**meta, "kind": fitted.kind}, fitted.arrays, enc).score(ref))
-    docs = dict(lineage=lineage(root, files, choices), profile=to_dict(profile(scored, kinds={**kinds_of(scored, card), "score": "numeric"})))
+    docs = dict(card=card.model_dump(), lineage=lineage(root, files, choices), profile=to_dict(profile(scored, kinds={**kinds_of(scored, card), "score": "numeric"})))
     return load(save(root/"models"/name, fitted, enc, meta, parity_rows(ref, card), docs))
 
-# %% ../nbs/12a_pipeline.ipynb #ce9cac62
+# %% ../nbs/12a_pipeline.ipynb #24d1ebf4
 def candidate_measures(
     art:Artifact, # A candidate
     ref:pd.DataFrame, # Reference rows
@@ -119,7 +126,7 @@ def candidate_measures(
     "What `select` judges a candidate by"
     y, s = ref[card.target.name].to_numpy(float), art.score(ref)
     a = params.audit
-    return quality(card.task, y, s, art.threshold, a.min_n, a.resamples, params.seed) + fairness_measures(ref, [[k] for k in card.protected], card.task, y, s, art.threshold, a.min_n, a.resamples, params.seed)
+    return quality(card.task, y, s, art.threshold, a.min_n, a.resamples, params.seed) + fairness_measures(ref, [[k] for k in card.protected], card.task, y, s, art.threshold, a.min_n, a.resamples, params.seed, card.privileged)
 
 def _value(measures, name, subject="all rows"):
     return next((m["value"] for m in measures if (m["name"], m["subject"]) == (name, subject)), None)
@@ -152,11 +159,11 @@ def choose(
     line = f"{head}. Refused: {', '.join(short)}." if short else f"{head}."
     return dict(audit="select", model=top["model"], verdict=level[best["model"]["name"]] if best else "fail", line=line, reasons=[head, *others], context=others, checks=flat)
 
-# %% ../nbs/12a_pipeline.ipynb #4a290920
+# %% ../nbs/12a_pipeline.ipynb #94c0c5a8
 def _importance(art, ref, params):
     "What the champion looks at: the drift audit weighs changes by it"
     a = params.audit
-    return importance_shares(explain(art, sample_rows(ref, a.explain_rows, params.seed), sample_rows(ref, a.background, params.seed + 1), params.seed))
+    return importance_shares(explain(art, sample_rows(ref, a.explain_rows, params.seed)))
 
 # %% ../nbs/12a_pipeline.ipynb #54bdb1e9
 def select_stage(
