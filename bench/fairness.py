@@ -8,6 +8,7 @@ from it again and again, and the intervals of each are held against the truth. I
 are shuffled among the rows of the population, and the truth is the (small) gap that is left.
 """
 import argparse
+import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 
@@ -83,7 +84,8 @@ def main(small, folder):
     theirs, ours, whole = speed(5, boots)
     sets = [("gss_wages", "gender"), ("gss_wages", "age_band"), ("acs_employment", "sex"), ("acs_employment", "race")]
     cases = [(c, a, e, n, times, draws) for c, a in sets for e in (False, True) for n in (1500, 6000)]
-    with ProcessPoolExecutor(2) as pool: got = list(pool.map(covered, cases))
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:   # a fork would inherit OpenMP's threads and hang
+        got = list(pool.map(covered, cases))
     names = [f"{c}, {a}{', equal' if e else ''}, {n:,} rows" for c, a, e, n, *_ in cases]
     rows = [dict(measure=k.replace("_", " "), **{str(j + 1): f"{100 * h / m:.1f}" if m >= 0.9 * times else "" for j, (h, m) in enumerate(g[k] for g in got)}) for k in SHOWN]
     cells = [(h, m) for g in got for h, m in g.values() if m >= 0.9 * times]
