@@ -3,13 +3,12 @@
     python bench/explain.py            100,000 rows; half a minute
     python bench/explain.py --small    a smoke test, into .bench/
 """
-import argparse
 import statistics
 import time
 
 import numpy as np
 import shap
-from report import HERE, machine, table, versions, write
+from report import HERE, machine, started, table, versions, write
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from mlgov_nb.candidates import flatten_trees
@@ -31,7 +30,8 @@ def seconds(run, times=3):
     return statistics.median(took), got
 
 
-def main(rows, folder):
+def main(small, folder):
+    rows = 3000 if small else 100_000
     params, card = load_params(ROOT/"params.yaml"), load_card(card_path(ROOT, "gss_wages"))
     parts = split(prepare(read_rows(ROOT/"data/raw"/card.path), card)[0], card, params.seed)
     enc, train = fit_encoder(parts["train"], card), parts["train"].dropna(subset=card.target.name)
@@ -61,8 +61,4 @@ Largest difference of a value to shap's: {worst:.1e}. Largest distance of base v
 
 
 if __name__ == "__main__":
-    a = argparse.ArgumentParser()
-    a.add_argument("--small", action="store_true")
-    small = a.parse_args().small
-    (ROOT/".bench").mkdir(exist_ok=True)
-    main(3000 if small else 100_000, ROOT/".bench" if small else HERE)
+    started(main, __doc__)

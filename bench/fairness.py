@@ -7,14 +7,13 @@ Coverage: real rows with real labels and a model's real scores are the populatio
 from it again and again, and the intervals of each are held against the truth. In the rows called 'equal', the groups
 are shuffled among the rows of the population, and the truth is the (small) gap that is left.
 """
-import argparse
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from fairlearn.metrics import MetricFrame, false_positive_rate, selection_rate, true_positive_rate
-from report import HERE, machine, table, versions, write
+from report import HERE, machine, started, table, versions, write
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import accuracy_score
 
@@ -28,13 +27,16 @@ ROOT = HERE.parent
 SHOWN = ["selection_rate_difference", "selection_rate_ratio", "equal_opportunity_difference", "equal_opportunity_ratio", "equalized_odds_difference", "equalized_odds_ratio",
          "predictive_parity_difference", "accuracy_difference", "auc_difference", "calibration_gap_difference", "mae_ratio", "mean_error_difference", "rmse_difference"]
 
+MANY = "gender and work"     # an intersection of many groups
+
 
 def population(card, attribute, most=60_000):
     "Group, label, score of labelled rows; the score is out of sample"
     c = load_card(card_path(ROOT, card))
     rows = prepare(read_rows(ROOT/"data/raw"/c.path), c)[0].dropna(subset=c.target.name)
     rows = rows.iloc[np.random.default_rng(0).permutation(len(rows))[:most]].reset_index(drop=True)
-    rows = rows[rows[attribute].map(rows[attribute].value_counts(normalize=True)) > 0.04].reset_index(drop=True)     # groups that a sample can rate
+    if attribute == MANY: rows[MANY] = rows.gender + ", " + rows.occrecode.fillna("no occupation")
+    rows = rows[rows[attribute].map(rows[attribute].value_counts(normalize=True)) > (0.01 if attribute == MANY else 0.04)].reset_index(drop=True)     # groups that a sample can rate
     Z, y = codes(fit_encoder(rows, c), rows), rows[c.target.name].to_numpy()
     half, score = np.arange(len(y)) % 2 == 0, np.empty(len(y))
     for h in (half, ~half): score[~h] = HistGradientBoostingClassifier(max_iter=60, random_state=0).fit(Z[h], y[h]).predict_proba(Z[~h])[:, 1]
@@ -82,8 +84,8 @@ def speed(times, boots):
 def main(small, folder):
     times, draws, boots = (20, 300, 5) if small else (1000, 2000, 100)
     theirs, ours, whole = speed(5, boots)
-    sets = [("gss_wages", "gender"), ("gss_wages", "age_band"), ("acs_employment", "sex"), ("acs_employment", "race")]
-    cases = [(c, a, e, n, times, draws) for c, a in sets for e in (False, True) for n in (1500, 6000)]
+    sets = [("gss_wages", "gender"), ("gss_wages", "age_band"), ("acs_employment", "sex"), ("acs_employment", "race"), ("gss_wages", MANY)]
+    cases = [(c, a, e, n, times, draws) for c, a in sets for e in (False, True) for n in ((12_000,) if a == MANY else (1500, 6000))]
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:   # a fork would inherit OpenMP's threads and hang
         got = list(pool.map(covered, cases))
     names = [f"{c}, {a}{', equal' if e else ''}, {n:,} rows" for c, a, e, n, *_ in cases]
@@ -111,8 +113,4 @@ The last three measures take the score as the prediction of a regression."""
 
 
 if __name__ == "__main__":
-    a = argparse.ArgumentParser()
-    a.add_argument("--small", action="store_true")
-    small = a.parse_args().small
-    (ROOT/".bench").mkdir(exist_ok=True)
-    main(small, ROOT/".bench" if small else HERE)
+    started(main, __doc__)

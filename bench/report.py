@@ -1,4 +1,5 @@
 """What every benchmark writes: a table in Markdown and the same as JSON, with versions and machine."""
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -33,3 +34,13 @@ def write(name, text, data, folder=HERE):
     foot = f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, Python {m['python']}; " + ", ".join(f"{k} {v}" for k, v in data["versions"].items())
     write_atomic(Path(folder)/f"{name}.md", f"{text}\n\nMeasured on: {foot}. The same as JSON: `{name}.json`.\n")
     write_json(Path(folder)/f"{name}.json", data)
+
+
+def started(run, about):
+    "Call `run(small, folder)` as the command line says: `--small` is a smoke test that writes into .bench/"
+    p = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--small", action="store_true")
+    small = p.parse_args().small
+    folder = HERE.parent/".bench" if small else HERE
+    folder.mkdir(exist_ok=True)
+    run(small, folder)

@@ -153,21 +153,21 @@ def verify(
     if faults: raise ArtifactError(f"{folder}: refused: {'; '.join(faults)}")
     return want
 
-# %% ../nbs/04_artifact.ipynb #d3894af5
-def _refuse(folder, what, diff, limit):
-    if not (worst := float(np.max(diff, initial=0.0))) <= limit: raise ArtifactError(f"{folder}/parity.parquet: refused: {what} by {worst:.3g} (allowed {limit:g}) on row {int(np.argmax(diff))}")
+# %% ../nbs/04_artifact.ipynb #86a5c049
+def _refuse(folder, what, diff, limit, rows):
+    if not (worst := float(np.max(diff, initial=0.0))) <= limit: raise ArtifactError(f"{folder}/parity.parquet: refused: {what} by {worst:.3g} (allowed {limit:g}) on row {rows[np.argmax(diff)]}")
 
 def _check_parity(art, folder):
     "Scores and explanations of the stored rows must be the training library's and SHAP's"
     p = read_rows(folder/"parity.parquet")
     want, Z = p["raw"].to_numpy(), codes(art.encoder, p)
-    scale = np.maximum(1.0, np.abs(want))
-    _refuse(folder, "the evaluator differs from the training library", np.abs(art.raw(Z) - want) / scale, art.meta["parity_tolerance"])
+    _refuse(folder, "the evaluator differs from the training library", np.abs(art.raw(Z) - want) / np.maximum(1.0, np.abs(want)), art.meta["parity_tolerance"], np.arange(len(Z)))
     known = [f"shap {c}" for c in art.encoder.features if f"shap {c}" in p]
     at = np.flatnonzero(p[known].notna().all(axis=1)) if known else np.arange(min(len(Z), 8))
     base, values = art.shap(Z[at])
-    _refuse(folder, "base value + contributions differ from the score", np.abs(base + values.sum(axis=1) - want[at]) / scale[at], 1e-9)
-    if known: _refuse(folder, "the explainer differs from the SHAP library", np.abs(values - p[known].to_numpy()[at]).max(axis=1, initial=0.0) / scale[at], 1e-9)
+    size = np.maximum(1.0, abs(base) + np.abs(values).sum(axis=1))
+    _refuse(folder, "base value + contributions differ from the score", np.abs(base + values.sum(axis=1) - want[at]) / size, 1e-9, at)
+    if known: _refuse(folder, "the explainer differs from the SHAP library", np.abs(values - p[known].to_numpy()[at]).max(axis=1, initial=0.0) / size, 1e-9, at)
 
 # %% ../nbs/04_artifact.ipynb #b5dd0ea7
 def load(

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['COMPARED', 'COLUMNS', 'two_rates', 'two_means', 'compare_groups', 'decide_groups', 'difference_measures']
 
-# %% ../nbs/06a_compare.ipynb #b02f9fa8
+# %% ../nbs/06a_compare.ipynb #b73158f2
 import numpy as np
 import pandas as pd
 from scipy.stats import hypergeom, t as student
 
 from .fairness import CELLS, count_groups, cross, rate_parts, score_groups
-from .metrics import adjust, measure, wilson
+from .metrics import adjust_tables, measure, wilson
 
-# %% ../nbs/06a_compare.ipynb #8c80bccb
+# %% ../nbs/06a_compare.ipynb #94d2038b
 def two_rates(
     k:int, n:int, # Hits and rows of a group
     k0:int, n0:int, # Of what it is compared with
@@ -32,8 +32,8 @@ def two_means(
     m0:float, se0:float, n0:int, # Of what it is compared with
 )->tuple[float, float, float, float]: # Difference of the means, its 95% interval, p-value
     "Compare two independent means (Welch 1947)"
-    d, s = m - m0, np.hypot(se, se0)
-    if not s > 0: return d, d, d, 1.0 if d == 0 else 0.0
+    d, s, tiny = m - m0, np.hypot(se, se0), 1e-12 * max(abs(m), abs(m0))
+    if s <= tiny: return d, d, d, 1.0 if abs(d) <= tiny else 0.0       # constants: what is left is rounding
     df = s**4 / (se**4 / max(n - 1, 1) + se0**4 / max(n0 - 1, 1))
     return d, d - student.ppf(0.975, df) * s, d + student.ppf(0.975, df) * s, float(2 * student.sf(abs(d) / s, df))
 
@@ -90,18 +90,13 @@ def _mean_rows(tables, best, min_n):
             ok = min(r.n, n0) >= min_n
             yield name, g, (r.value, m0, *(v := two_means(r.value, r.se, r.n, m0, se0, n0))[:3], r.n, v[3]) if ok else (np.nan,) * 5 + (r.n, np.nan)
 
-# %% ../nbs/06a_compare.ipynb #15f613a0
+# %% ../nbs/06a_compare.ipynb #041a276d
 def decide_groups(
     tables:dict[str, pd.DataFrame], # Window: from `compare_groups`
     alpha:float=0.05, # Share of named groups that may be named wrongly
 )->dict[str, pd.DataFrame]: # The same with `p_adjusted` and `differs` (None: cannot tell)
     "Which differences are certain, over all comparisons of the audit together (Benjamini and Hochberg 1995)"
-    p = adjust(np.concatenate([t.p for t in tables.values()])) if tables else []
-    out, at = {}, 0
-    for k, t in tables.items():
-        q, at = p[at:at + len(t)], at + len(t)
-        out[k] = t.assign(p_adjusted=q, differs=[None if np.isnan(v) else bool(v <= alpha) for v in q])
-    return out
+    return {k: t.assign(differs=[None if np.isnan(v) else bool(v <= alpha) for v in t.p_adjusted]) for k, t in adjust_tables(tables).items()}
 
 def difference_measures(
     t:pd.DataFrame, # One window of `decide_groups`

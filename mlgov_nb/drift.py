@@ -8,7 +8,7 @@ __all__ = ['GROUPS', 'STATISTICS', 'REPORTED', 'js_distance', 'psi', 'total_vari
            'size_word', 'change_in_words', 'shares', 'labelled', 'drift_table', 'decide', 'rank', 'note',
            'drift_measures']
 
-# %% ../nbs/09_drift.ipynb #aea57470
+# %% ../nbs/09_drift.ipynb #c54ca77c
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtrc, gammaincc
 
-from .metrics import adjust, measure, percentiles, redraw
+from .metrics import adjust_tables, measure, percentiles, redraw
 from .profile import Column, Profile, bin_means, check_bins, labels, moments
 
 # %% ../nbs/09_drift.ipynb #de0984b9
@@ -371,7 +371,7 @@ def drift_table(
     with ThreadPoolExecutor() as pool: rows = list(pool.map(one, ref))
     return pd.DataFrame(rows, index=list(ref))
 
-# %% ../nbs/09_drift.ipynb #c9a5e257
+# %% ../nbs/09_drift.ipynb #9a078eb3
 def decide(
     tables:dict[str, pd.DataFrame], # Window: rows with `p`, `effect` and `why`, such as from `drift_table`
     alpha:float=0.05, # False-alarm rate of the whole audit
@@ -379,13 +379,11 @@ def decide(
     joint_floor:float=0.1, # The same for tests of all columns together, in which every column's change adds up
 )->dict[str, pd.DataFrame]: # The same with `p_adjusted` and `drifted` (None: cannot tell)
     "Which changes are certain, over all tests together, and not small"
-    p = adjust(np.concatenate([t.p for t in tables.values()])) if tables else []
-    out, at = {}, 0
-    for k, t in tables.items():
-        padj, at = p[at:at + len(t)], at + len(t)
+    out = {}
+    for k, t in adjust_tables(tables).items():
         known, least = t.p.notna() & t.effect.notna(), np.where(t.joint.fillna(False).astype(bool), joint_floor, floor) if "joint" in t else floor
         if "usual" in t: least = np.fmax(least, t.usual)          # what windows differ by when nothing is wrong
-        out[k] = t.assign(p_adjusted=padj, drifted=((padj < alpha) & (t.effect >= least)).astype(object).where(known, None))
+        out[k] = t.assign(drifted=((t.p_adjusted < alpha) & (t.effect >= least)).astype(object).where(known, None))
     return out
 
 # %% ../nbs/09_drift.ipynb #7cffe7ce

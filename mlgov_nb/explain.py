@@ -6,7 +6,7 @@
 __all__ = ['NotAdditive', 'Explanation', 'sample_rows', 'explain', 'importance', 'importance_shares', 'stored_importance',
            'interactions', 'gap_parts', 'shown', 'contributions', 'ndcg', 'attribution_drift', 'directions', 'flipped']
 
-# %% ../nbs/07_explain.ipynb #03de05f0
+# %% ../nbs/07_explain.ipynb #b84ab56c
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ from scipy.special import expit
 
 from .artifact import Artifact
 from .features import codes
-from .metrics import Z95, mean, measure
+from .metrics import Z95, mean, measure, percentiles
 from .settings import MlgovError
 
-# %% ../nbs/07_explain.ipynb #432d52ea
+# %% ../nbs/07_explain.ipynb #e522f2f7
 class NotAdditive(MlgovError):
     "Base value plus contributions is not the score"
 
@@ -50,8 +50,9 @@ class Explanation:
 
     @property
     def error(self) -> float:
-        "Largest distance between base + contributions and the score, in either unit"
-        gaps = [self.base + self.values.sum(axis=1) - self.raw, self.score_base + self.score_values.sum(axis=1) - self.score]
+        "Largest distance between base + contributions and the score, in either unit; beyond 1, relative to what is added up"
+        size = np.maximum(1.0, abs(self.base) + np.abs(self.values).sum(axis=1))
+        gaps = [(self.base + self.values.sum(axis=1) - self.raw) / size, (self.score_base + self.score_values.sum(axis=1) - self.score) / (1.0 if self.task == "binary" else size)]
         return float(np.max(np.abs(gaps), initial=0.0)) if np.isfinite(gaps).all() else np.inf
 
 # %% ../nbs/07_explain.ipynb #56584c18
@@ -103,17 +104,18 @@ def stored_importance(
     f = Path(folder)/"importance.json" if folder else None
     return json.loads(f.read_text()) if f and f.is_file() else {}
 
-# %% ../nbs/07_explain.ipynb #4006f1e0
+# %% ../nbs/07_explain.ipynb #74b51b35
 def interactions(
     art:Artifact, # The model
     ex:Explanation, # Rows that were explained
     top:int=4, # Features, by mean |SHAP|, whose pairs are looked at
-)->dict[tuple[str, str], np.ndarray]: # Pair: interaction value of each row, in raw-score units; strongest pair first
+    rows:int=100, # The first so many rows
+)->dict[tuple[str, str], np.ndarray]: # Pair: interaction value of each of them, in raw-score units; strongest pair first
     "SHAP interaction values of the most important features"
     order = np.argsort(-np.abs(ex.values).mean(axis=0), kind="stable")[:top] if len(ex.values) else []
     out = {}
     for i, a in enumerate(order[:-1]):
-        on, off = (art.shap(ex.codes, (int(a), known))[1] for known in (True, False))
+        on, off = (art.shap(ex.codes[:rows], (int(a), known))[1] for known in (True, False))
         for b in order[i + 1:]: out[ex.features[a], ex.features[b]] = (on - off)[:, b] / 2
     return dict(sorted(out.items(), key=lambda kv: -np.abs(kv[1]).mean()))
 
@@ -154,7 +156,7 @@ def contributions(
     t = pd.DataFrame(dict(feature=ex.features, value=shown(enc, ex.codes[i]), contribution=ex.values[i], in_score=ex.score_values[i]))
     return t.sort_values("contribution", key=np.abs, ascending=False, kind="stable", ignore_index=True)
 
-# %% ../nbs/07_explain.ipynb #deff6400
+# %% ../nbs/07_explain.ipynb #c6d70b79
 def ndcg(
     then:np.ndarray, # Mean |SHAP| per feature in the reference
     now:np.ndarray, # The same in a window; may be draws x features
@@ -177,7 +179,7 @@ def attribution_drift(
     rng = np.random.default_rng(seed)
     means = [rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=draws) @ x / len(x) for x in (a, b)]
     value = float(ndcg(a.mean(0), b.mean(0))) if a.any() else None
-    limits = np.percentile(ndcg(*means), [2.5, 97.5]) if a.any() else (None, None)
+    limits = percentiles(ndcg(*means), value) if a.any() else (None, None)      # redrawn rankings are worse than the one they are drawn from
     return [measure("mean_abs_shap_change", f, d[j], n, d[j] - Z95 * se[j], d[j] + Z95 * se[j]) for j, f in enumerate(ref.features)] + [measure("attribution_ndcg", "features", value, n, *limits)]
 
 # %% ../nbs/07_explain.ipynb #dd783c1f

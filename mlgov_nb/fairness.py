@@ -61,12 +61,12 @@ def rate_measures(
     for g, r in t.iterrows(): out += [rate("selection_rate_all", g, r.selected, r.rows, min_n), rate("label_coverage", g, r.n, r.rows)]
     return out
 
-# %% ../nbs/06_fairness.ipynb #e4ff9580
+# %% ../nbs/06_fairness.ipynb #d754245c
 def _means(at, groups, x):
     "Mean, standard error and rows per group"
-    n = np.bincount(at, minlength=groups)
+    n, first = np.bincount(at, minlength=groups), x[0] if len(x) else 0.0
     with np.errstate(all="ignore"):
-        m = np.bincount(at, weights=x, minlength=groups) / n
+        m = first + np.bincount(at, weights=x - first, minlength=groups) / n        # a constant has no rounding error
         v = np.bincount(at, weights=(x - m[at]) ** 2, minlength=groups) / (n - 1)
         return m, np.sqrt(v / n), n
 
@@ -87,7 +87,7 @@ def score_groups(
     if task == "binary": got = dict(auc=_aucs(a, g, yk, s), calibration_gap=_means(a, g, s - yk), mean_score_all=_means(at, g, score))
     else:
         m2, se2, n = _means(a, g, (s - yk) ** 2)
-        with np.errstate(all="ignore"): rmse = np.sqrt(m2), se2 / (2 * np.sqrt(m2)), n
+        with np.errstate(all="ignore"): rmse = np.sqrt(m2), np.where(m2 > 0, se2 / (2 * np.sqrt(m2)), se2), n
         got = dict(mean_prediction=_means(a, g, s), mean_error=_means(a, g, s - yk), mae=_means(a, g, np.abs(s - yk)), rmse=rmse, mean_prediction_all=_means(at, g, score))
     return {name: pd.DataFrame(dict(zip(("value", "se", "n"), v)), index=pd.Index(names, name="group")) for name, v in got.items()}
 
@@ -106,7 +106,7 @@ def mean_measures(
             out.append(measure(name, g, *([r.value, r.n, lo, hi] if ok else [None, r.n])))
     return out
 
-# %% ../nbs/06_fairness.ipynb #a3778a99
+# %% ../nbs/06_fairness.ipynb #d1c71af2
 BETWEEN = dict(selection_rate=["selection_rate"], equal_opportunity=["true_positive_rate"], equalized_odds=["true_positive_rate", "false_positive_rate"],
                predictive_parity=["positive_predictive_value"], accuracy=["accuracy"])
 
@@ -122,13 +122,13 @@ def _rated(t, names, min_n):
 
 def _both(name, subject, n, est, gap, gap_log, note):
     "Difference and ratio as measures; a ratio is a gap of logarithms"
-    with np.errstate(all="ignore"): ratio = min(float(e.min() / e.max()) for e in est) if all(e.max() > 0 for e in est) else None
+    ratio = min((float(e.min() / e.max()) for e in est if e.max() > 0), default=None)
     d = max(float(np.ptp(e)) for e in est)
     lo, hi = np.exp(-gap_log[2]), np.exp(-gap_log[1])
     r = measure(f"{name}_ratio", subject, *([None, n] if ratio is None else [ratio, n, min(lo, ratio), max(hi, ratio)]))
     return [{**measure(f"{name}_difference", subject, d, n, min(gap[1], d), max(gap[2], d)), **note}, {**r, **note}]
 
-# %% ../nbs/06_fairness.ipynb #08ea6779
+# %% ../nbs/06_fairness.ipynb #9464a092
 def rates_between(
     t:pd.DataFrame, # From `count_groups`
     subject:str, # The attribute or intersection
@@ -145,7 +145,8 @@ def rates_between(
         est = [np.divide(*rate_parts(cells[ok], r)) for r in rates]
         centre = [np.divide(*rate_parts(cells[ok] + PRIOR, r)) for r in rates]
         x = [np.divide(*rate_parts(drawn[:, ok], r)) for r in rates]
-        out += _both(name, subject, n, est, largest_gap(centre, x), largest_gap([np.log(c) for c in centre], [np.log(d) for d in x]), note)
+        some = [i for i, e in enumerate(est) if e.max() > 0] or range(len(est))       # a rate that is 0 in every group has no ratio
+        out += _both(name, subject, n, est, largest_gap(centre, x), largest_gap([np.log(centre[i]) for i in some], [np.log(x[i]) for i in some]), note)
     return out
 
 # %% ../nbs/06_fairness.ipynb #4c889a1a
@@ -172,7 +173,7 @@ def disparate_impact(
     share = est[1:] / est[0]
     return [{**one(subject, share.min(), range(1, len(u)), int(t.n[ok].sum())), **_left_out(least, ok, "rows")}, *(one(g, v, [i], int(t.n[g])) for i, (g, v) in enumerate(zip(others, share), 1))]
 
-# %% ../nbs/06_fairness.ipynb #35783210
+# %% ../nbs/06_fairness.ipynb #52fc25f9
 def means_between(
     tables:dict[str, pd.DataFrame], # From `score_groups`
     subject:str, # The attribute or intersection
@@ -183,17 +184,21 @@ def means_between(
     "Differences of measures of scores between the groups of one attribute, and the ratio of mean absolute errors"
     out, rng = [], np.random.default_rng(seed)
     for name, t in tables.items():
-        ok = (t.n >= min_n) & t.value.notna()
+        ok = (t.n >= min_n) & t.value.notna() & t.se.notna()
         note, n, base = _left_out(t.n, ok, "positives or negatives" if name == "auc" else "rows"), int(t.n[ok].sum()), name.removesuffix("_all")
         what = f"{base}_difference" + ("_all" if base != name else "")
         if ok.sum() < 2: out += [{**measure(k, subject, None, n), **note} for k in (what, *(["mae_ratio"] if name == "mae" else []))]; continue
         v, se, df = (t.loc[ok, c].to_numpy(float) for c in ("value", "se", "n"))
         gap, low, high = largest_gap([v], [draw_normal(v, se, df - 1, draws, rng)])
         out.append({**measure(what, subject, gap, n, low, high), **note})
-        if name == "mae" and v.min() > 0:
-            _, low, high = largest_gap([np.log(v)], [draw_normal(np.log(v), se / v, df - 1, draws, rng)])
-            out.append({**measure("mae_ratio", subject, v.min() / v.max(), n, np.exp(-high), np.exp(-low)), **note})
+        if name == "mae": out.append({**_mae_ratio(subject, v, se, df, n, draws, rng), **note})
     return out
+
+def _mae_ratio(subject, v, se, df, n, draws, rng):
+    "Lowest over highest mean absolute error; 0 without an interval where one group has no error at all, None where none has"
+    if not v.min() > 0: return measure("mae_ratio", subject, 0.0 if v.max() > 0 else None, n)
+    _, low, high = largest_gap([np.log(v)], [draw_normal(np.log(v), se / v, df - 1, draws, rng)])
+    return measure("mae_ratio", subject, v.min() / v.max(), n, np.exp(-high), np.exp(-low))
 
 # %% ../nbs/06_fairness.ipynb #86c13629
 def fairness_measures(

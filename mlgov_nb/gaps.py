@@ -29,8 +29,8 @@ def draw_normal(
     "Draw means by their t distribution: for measures that are means over rows, or nearly"
     return np.asarray(mean) + np.asarray(se) * rng.standard_t(np.maximum(df, 1), size=(draws, len(mean)))
 
-# %% ../nbs/05a_gaps.ipynb #1d068266
-NEAR = 1.0       # a gap may be the largest if it is less than this many standard deviations behind
+# %% ../nbs/05a_gaps.ipynb #7e7ba1e9
+NEAR = 0.75      # a gap may be the largest if it is fewer standard deviations behind than this times sqrt(2 ln groups), the size of the largest of so many
 SHOWN = 8        # gaps whose upper ends are compared
 
 def _pairs(centre, fixed):
@@ -39,13 +39,14 @@ def _pairs(centre, fixed):
     return np.array(out).T
 
 def _close(pairs, diff, var, top):
-    "Which gaps may be the largest: those within `NEAR` standard deviations of their distance to it"
+    "Which gaps may be the largest: those few standard deviations of their distance behind it"
     (r, a, b), (r0, a0, b0) = pairs, pairs[:, top]
     s = var[r, a] + var[r, b] + var[r0, a0] + var[r0, b0]
     for x, y, sign in ((a, a0, -2), (b, b0, -2), (a, b0, 2), (b, a0, 2)): s = s + sign * np.where((r == r0) & (x == y), var[r, x], 0.0)
-    return diff[top] - diff <= NEAR * np.sqrt(np.maximum(s, 0)) + 1e-12
+    behind = NEAR * np.sqrt(2 * np.log(var.shape[1]))
+    return diff[top] - diff <= behind * np.sqrt(np.maximum(s, 0)) + 1e-12
 
-# %% ../nbs/05a_gaps.ipynb #ffd71a99
+# %% ../nbs/05a_gaps.ipynb #df495eb1
 def largest_gap(
     centre:list[np.ndarray], # Per rate, the value of each group
     draws:list[np.ndarray], # Per rate, draws x groups
@@ -58,13 +59,12 @@ def largest_gap(
     diff = centre[pairs[0], pairs[1]] - centre[pairs[0], pairs[2]]
     top = int(diff.argmax())
     gap, near = float(diff[top]), np.flatnonzero(_close(pairs, diff, var, top))
-    spread = np.max([d.max(axis=1) - d.min(axis=1) for d in delta], axis=0)
-    if fixed is None and gap <= np.quantile(spread, 0.95): low = 0.0     # equal groups show as much
-    else:
-        least = np.full(len(spread), np.inf)
-        for r, a, b in pairs[:, near].T: np.minimum(least, delta[r][:, a] - delta[r][:, b], out=least)
-        low = gap + np.quantile(least, 0.025)
-        low = max(low, 0.0) if fixed is None else low
+    spread = np.max([(d.max(axis=1) if fixed is None else d[:, fixed]) - np.delete(d, [] if fixed is None else fixed, axis=1).min(axis=1) for d in delta], axis=0)
+    least = np.full(len(spread), np.inf)
+    for r, a, b in pairs[:, near].T: np.minimum(least, delta[r][:, a] - delta[r][:, b], out=least)
+    low = gap + np.quantile(least, 0.025)
+    if gap <= np.quantile(spread, 0.95): low = min(low, 0.0)      # equal groups show as much
+    if fixed is None: low = max(low, 0.0)
     reach = diff[near] + 1.96 * np.sqrt(var[pairs[0], pairs[1]] + var[pairs[0], pairs[2]])[near]
     ends = [diff[i] + np.quantile(delta[r][:, a] - delta[r][:, b], 0.975) for i in near[np.argsort(-reach)[:SHOWN]] for r, a, b in [pairs[:, i]]]
     return gap, float(low), float(max(ends))

@@ -34,7 +34,7 @@ def reweighing(
     want = cell.sum(1, keepdims=True) * cell.sum(0, keepdims=True) / cell.sum()
     return (want / np.where(cell > 0, cell, 1.0))[g, c]
 
-# %% ../nbs/02a_mitigation.ipynb #1eb33518
+# %% ../nbs/02a_mitigation.ipynb #729cfbe8
 def exponentiated_gradient(
     make:Callable, # () -> an unfitted scikit-learn classifier that takes `sample_weight`
     X:np.ndarray, # Its inputs
@@ -42,17 +42,14 @@ def exponentiated_gradient(
     group:np.ndarray, # Group of each row
     bound:float=0.01, # Largest difference of selection rates in training
     rounds:int=20, # At most so many fits
-    step:Callable=lambda: None, # Called after each fit
 )->list[tuple[float, object]]: # Share and fitted model, of those with a share; shares sum to 1
     "Fairlearn's exponentiated gradient under demographic parity (Agarwal et al. 2018)"
     import warnings
     from fairlearn.reductions import DemographicParity, ExponentiatedGradient
-    class Watched(type(make())):
-        def fit(self, *a, **k): got = super().fit(*a, **k); step(); return got
-    est = Watched(**make().get_params())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        run = ExponentiatedGradient(est, DemographicParity(difference_bound=bound), max_iter=rounds)
+        run = ExponentiatedGradient(make(), DemographicParity(difference_bound=bound), max_iter=rounds)
         run.fit(X, y.astype(int), sensitive_features=group)
-    kept = [(float(w), run.predictors_[i]) for i, w in run.weights_.items() if w > 0]
+    kept = [(float(w), run.predictors_[i]) for i, w in run.weights_.items() if w > 0 and isinstance(run.predictors_[i], type(make()))]
+    if not kept: raise ValueError("every model that exponentiated_gradient kept says the same of everybody: the groups' labels are too one-sided to mitigate; take the mitigation out")
     return [(w / sum(v for v, _ in kept), m) for w, m in kept]

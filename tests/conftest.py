@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SMALL = [(r"sample: 1\.0", "sample: 0.35"), (r"max_iter: 200", "max_iter: 60"), (r"epochs: 60", "epochs: 40"), (r"resamples: 2000", "resamples: 300"),
-         (r"explain_rows: 400", "explain_rows: 30"), (r"background: 50", "background: 20"), (r"subject: parity, min: 0\.8\}", "subject: parity, min: 0.7}")]
+         (r"explain_rows: 200", "explain_rows: 30"), (r"background: 50", "background: 20"), (r"subject: parity, min: 0\.8\}", "subject: parity, min: 0.7}")]
 
 
 class Project:
