@@ -58,7 +58,7 @@ notebooks: $(STAMP)  ## export the package from the notebooks, run them, keep th
 readme: $(STAMP)  ## README.md from nbs/index.ipynb
 	@python tools/readme.py
 
-bench: $(STAMP)  ## benchmarks against the peers, as tables in bench/ (two hours; each has --small)
+bench: $(STAMP)  ## benchmarks against the peers, as tables in bench/ (two and a half hours; each has --small)
 	@python bench/speed.py
 	@python bench/speed.py --wide
 	@python bench/quality.py
