@@ -47,7 +47,7 @@ def _first_layer(z, median, mean, scale, size, w, h):
         if not np.isnan(z[k + j]): _add(h, 1.0, w, (at + int(z[k + j])) * n)
         at += size[j]
 
-# %% ../nbs/03a_evaluate.ipynb #0f76b080
+# %% ../nbs/03a_evaluate.ipynb #442c11f2
 @numba.njit(cache=True, nogil=True)
 def further_layers(a, b, widths, weights, bias):
     "The raw score from the first layer's sums in `a`; both arrays are scratch"
@@ -55,9 +55,11 @@ def further_layers(a, b, widths, weights, bias):
     wat, bat = widths[0] * n, n
     for layer in range(2, len(widths)):
         n2 = widths[layer]
-        b[:n2] = 0.0
+        w = weights[wat:wat + n * n2].reshape(n, n2)
+        for m in range(n2): b[m] = 0.0
         for j in range(n):
-            if a[j] > 0.0: _add(b[:n2], a[j], weights, wat + j * n2)   # the rectifier: a sum of zeros adds nothing
+            if a[j] > 0.0:                       # the rectifier: a sum of zeros adds nothing
+                for m in range(n2): b[m] += a[j] * w[j, m]
         for m in range(n2): a[m] = b[m] + bias[bat + m]
         wat, bat, n = wat + n * n2, bat + n2, n2
     return a[0]

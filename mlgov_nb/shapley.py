@@ -199,24 +199,26 @@ def _parts(z, median, mean, scale, size, weights, n, out):
     for j in range(d): out[j] -= empty
     return empty
 
-# %% ../nbs/03b_shapley.ipynb #b66b6fb1
+# %% ../nbs/03b_shapley.ipynb #87c7dcfc
 @numba.njit(cache=True, nogil=True)
 def _exact_game(h, D, coef, widths, weights, bias, phi):
-    "Add the Shapley values of one row against one background row: every coalition"
+    "Add the Shapley values of one row against one background row: every coalition of the features in which they differ"
     d, n = D.shape
-    a, b, inside = np.empty(widths.max()), np.empty(widths.max()), np.zeros(d, np.bool_)
-    size = 0
-    for step in range(1 << d):
+    a, b, inside, players = np.empty(widths.max()), np.empty(widths.max()), np.zeros(d, np.bool_), np.empty(d, np.int64)
+    p = size = 0
+    for j in range(d):
+        if np.any(D[j] != 0.0): players[p] = j; p += 1
+    for step in range(1 << p):
         a[:n] = h
         v = further_layers(a, b, widths, weights, bias)
-        for j in range(d): phi[j] += coef[size - 1] * v if inside[j] else -coef[size] * v
-        j = 0
-        while j < d and not (step + 1) >> j & 1: j += 1
-        if j == d: break
-        if inside[j]: h -= D[j]
-        else: h += D[j]
-        size += -1 if inside[j] else 1
-        inside[j] = not inside[j]
+        for k in range(p): phi[players[k]] += coef[p, size - 1] * v if inside[k] else -coef[p, size] * v
+        k = 0
+        while k < p and not (step + 1) >> k & 1: k += 1
+        if k == p: break
+        if inside[k]: h -= D[players[k]]
+        else: h += D[players[k]]
+        size += -1 if inside[k] else 1
+        inside[k] = not inside[k]
 
 # %% ../nbs/03b_shapley.ipynb #42e1ad5e
 PAIRS = 4     # permutations per background row
@@ -259,7 +261,7 @@ def _dense_rows(Z, out, B, coef, orders, fixed, known, median, mean, scale, size
             else: _sampled_game(h, D, orders[i], widths, weights, bias, phi)
         for j in range(d): out[r, j] = phi[j] / len(B)
 
-# %% ../nbs/03b_shapley.ipynb #6b1a70e8
+# %% ../nbs/03b_shapley.ipynb #f11453c9
 def dense_shap(
     Z:np.ndarray, # Codes, rows x features
     background:np.ndarray, # Codes of the rows that absent features are taken from
@@ -269,7 +271,8 @@ def dense_shap(
     "Interventional SHAP values of a linear model or a network; exact up to eight features and for linear models"
     B = np.ascontiguousarray(background, dtype=float)
     d, single = B.shape[1], len(args[4]) == 2
-    coef = np.array([factorial(s) * factorial(d - s - 1) / factorial(d) for s in range(d)]) if d <= EXACT and not single else np.empty(0)
+    exact = d <= EXACT and not single
+    coef = np.array([[factorial(s) * factorial(p - s - 1) / factorial(p) if s < p else 0.0 for s in range(d)] for p in range(d + 1)]) if exact else np.empty((0, 0))
     pairs = 1 if single else PAIRS      # a linear model's gains are the same along every permutation
     orders = np.stack([np.random.default_rng(i).permuted(np.tile(np.arange(d), (pairs, 1)), axis=1) for i in range(len(B))])
     fixed, known = given or (-1, False)
