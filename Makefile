@@ -43,7 +43,7 @@ test: $(STAMP)  ## notebooks clean and exported, ruff, notebook tests, pytest wi
 	@python tools/readme.py --check
 	@ruff check mlgov_nb tests tools bench data/sample
 	@nbdev_test --path nbs --n_workers 2
-	@pytest
+	@pytest -n 2 --dist loadgroup
 
 lab: $(STAMP)  ## JupyterLab with the project's kernel
 	@jupyter lab nbs

@@ -69,6 +69,11 @@ def reduce(p):
     for old, new in SMALL: p.edit("params.yaml", old, new)
 
 
+def pytest_collection_modifyitems(items):
+    "Two processes share the tests: those of the one clone stay together, and so do those of a file"
+    for i in items: i.add_marker(pytest.mark.xdist_group("clone" if "clone" in i.fixturenames else i.path.stem))
+
+
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory):
     "A clone with a reduced sample, its pipeline run once by `make run`"
