@@ -6,9 +6,10 @@
 __all__ = ['PALETTE', 'TITLES', 'Inputs', 'open_inputs', 'write_measures', 'as_frame', 'use_style', 'plot_trend', 'plot_heat',
            'plot_shares', 'AuditFailed', 'run_notebook', 'page', 'render', 'refresh_index']
 
-# %% ../nbs/12_audit.ipynb #0d88b464
+# %% ../nbs/12_audit.ipynb #273af06d
 import json
 import os
+import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files as resources
@@ -157,9 +158,18 @@ def plot_shares(
     ax.set_yticks(x, [t if len(t) <= 24 else t[:23] + "…" for t in labels], fontsize=8); ax.invert_yaxis(); ax.set_title(title, fontsize=10)
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}"); ax.grid(axis="y", visible=False)
 
-# %% ../nbs/12_audit.ipynb #93eb12fe
+# %% ../nbs/12_audit.ipynb #65e7fc15
 class AuditFailed(MlgovError):
     "An audit notebook stopped; nothing was written in place of its last good output"
+
+def _nbformat():
+    "nbformat without the grammar of international addresses, which takes jsonschema over a second to build at import; notebooks have none to check"
+    fresh = "rfc3987_syntax" not in sys.modules
+    if fresh: sys.modules["rfc3987_syntax"] = None
+    try: import nbformat
+    finally:
+        if fresh: del sys.modules["rfc3987_syntax"]
+    return nbformat
 
 def _declared(nb):
     import papermill as pm
@@ -178,7 +188,7 @@ def _settle(nb):
                 if o.output_type == "execute_result": o["execution_count"] = None
     return nb
 
-# %% ../nbs/12_audit.ipynb #8b04b3e4
+# %% ../nbs/12_audit.ipynb #5eb75f79
 def run_notebook(
     nb:Path, # Audit notebook
     out:Path, # Where its executed copy goes, whole or not at all
@@ -186,7 +196,7 @@ def run_notebook(
     params:dict, # Values for its `parameters` cell
 )->Path: # `out`
     "Run a parameterised notebook; refuses names that it does not declare, and reports a failure by its last error"
-    import nbformat
+    nbformat = _nbformat()
     import papermill as pm
     from traitlets.config import Config
     if odd := sorted(set(params) - (known := _declared(nb))): raise MlgovError(f"{nb}: unknown parameters {odd}; its 'parameters' cell declares {sorted(known) or 'nothing (is the tag lost?)'}")
@@ -218,7 +228,7 @@ def page(
     css = Markup((resources("mlgov_nb")/"templates"/"style.css").read_text())
     return _template("page.html.j2").render(title=title, kicker=kicker, body=Markup(body), verdict=verdict, facts=facts, footer=footer, home=home, css=css, number=number)
 
-# %% ../nbs/12_audit.ipynb #6877b5b2
+# %% ../nbs/12_audit.ipynb #901ab842
 def _title(nb):
     "Take the heading and its quote off a notebook: they become the page's own"
     head = nb.cells[0].source.splitlines()
@@ -235,9 +245,8 @@ def render(
     footer:str="", # Last line of the page
 )->Path: # `out`
     "An executed notebook as one page that opens without a network, verdict first"
-    import nbformat
+    nb = _nbformat().read(notebook, as_version=4)
     from nbconvert import HTMLExporter
-    nb = nbformat.read(notebook, as_version=4)
     title, question = _title(nb)
     nb.cells = [c for c in nb.cells if not _is_parameters(c)]
     with resources("mlgov_nb").joinpath("templates") as base:

@@ -220,7 +220,7 @@ def _weights(net, mean, sd):
     w, b = layers[-1]
     return [*layers[:-1], (w * sd, b * sd + mean)]
 
-# %% ../nbs/03_candidates.ipynb #26972ef7
+# %% ../nbs/03_candidates.ipynb #deb69a84
 EXACT = 8      # features up to which a network's explanations walk every coalition
 
 def explained(
@@ -238,8 +238,8 @@ def explained(
         return float(e.expected_value), e.shap_values(design(enc, Z)) @ (owner[:, None] == np.arange(Z.shape[1]))
     def exact_shap(Z):
         import shap
-        got = shap.explainers.Exact(fitted.raw, lambda present, z: np.where(present, z, background))(Z, silent=True)   # the library's own masker compiles for ten seconds
-        return float(np.ravel(got.base_values)[0]), got.values
+        e = shap.KernelExplainer(fitted.raw, background)   # with every coalition its regression is exact; the library's exact explainer compiles for ten seconds first
+        return float(e.expected_value), e.shap_values(Z, nsamples=2**len(enc.features), l1_reg=0, silent=True)
     single = "w1" not in fitted.arrays
     run = linear_shap if single else exact_shap if len(enc.features) <= EXACT else None
     return replace(fitted, arrays={**fitted.arrays, "background": background}, shap=run)
