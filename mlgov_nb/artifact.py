@@ -127,7 +127,7 @@ def save(
         write_json(d/"MANIFEST.json", _manifest(d))
     return Path(folder)
 
-# %% ../nbs/04_artifact.ipynb #3fa4d77e
+# %% ../nbs/04_artifact.ipynb #7cc0ace0
 def add_document(
     folder:Path, # An artifact
     name:str, # Of the document, without .json
@@ -144,6 +144,7 @@ def verify(
 )->dict[str, str]: # File: SHA-256
     "Check every file against the manifest; `ArtifactError` names those that are changed, missing or not listed"
     folder = Path(folder)
+    if not folder.is_dir(): raise ArtifactError(f"{folder}: no such folder; `dvc repro` makes the candidates in models/ and the champion in release/champion")
     if not (folder/"MANIFEST.json").is_file(): raise ArtifactError(f"{folder}: no MANIFEST.json: not an artifact")
     try: want = json.loads((folder/"MANIFEST.json").read_text())
     except ValueError: raise ArtifactError(f"{folder}/MANIFEST.json: not valid JSON") from None

@@ -6,9 +6,10 @@
 __all__ = ['PALETTE', 'TITLES', 'Inputs', 'open_inputs', 'write_measures', 'as_frame', 'use_style', 'plot_trend', 'plot_heat',
            'plot_shares', 'AuditFailed', 'run_notebook', 'page', 'render', 'refresh_index']
 
-# %% ../nbs/12_audit.ipynb #273af06d
+# %% ../nbs/12_audit.ipynb #9b919f2c
 import json
 import os
+import re
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -107,7 +108,7 @@ def as_frame(
     "Measures as a frame, for tables and pictures"
     return pd.DataFrame([{**m, "window": w} for w, ms in measures.items() for m in ms], columns=["name", "subject", "value", "n", "low", "high", "window"])
 
-# %% ../nbs/12_audit.ipynb #c3c01067
+# %% ../nbs/12_audit.ipynb #6a3fb9c9
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 def use_style():
@@ -123,12 +124,15 @@ def plot_trend(
     frame:pd.DataFrame, # From `as_frame`, one measure and subject, in time order
     label:str, # For the legend
     color:str|None=None, # Line colour
+    windows:list[str]|None=None, # All windows in time order; the frame's own by default
 ):
     "A measure over the windows, with its 95% band; a window that cannot tell is a gap"
-    x, f = np.arange(len(frame)), frame.astype({"value": float, "low": float, "high": float})
+    windows = list(frame.window) if windows is None else windows
+    f = frame.astype({"value": float, "low": float, "high": float}).set_index("window").reindex(windows)
+    x = np.arange(len(windows))
     line, = ax.plot(x, f.value, marker="o", label=label, color=color)
     ax.fill_between(x, f.low, f.high, alpha=0.15, color=line.get_color(), linewidth=0)
-    ax.set_xticks(x, f.window)
+    ax.set_xticks(x, windows)
 
 # %% ../nbs/12_audit.ipynb #90d4878a
 def plot_heat(
@@ -158,7 +162,7 @@ def plot_shares(
     ax.set_yticks(x, [t if len(t) <= 24 else t[:23] + "…" for t in labels], fontsize=8); ax.invert_yaxis(); ax.set_title(title, fontsize=10)
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}"); ax.grid(axis="y", visible=False)
 
-# %% ../nbs/12_audit.ipynb #65e7fc15
+# %% ../nbs/12_audit.ipynb #f5dd84ef
 class AuditFailed(MlgovError):
     "An audit notebook stopped; nothing was written in place of its last good output"
 
@@ -186,6 +190,7 @@ def _settle(nb):
             c.outputs = [o for o in c.outputs if o.output_type != "stream" or o.name != "stderr"]
             for o in c.outputs:
                 if o.output_type == "execute_result": o["execution_count"] = None
+                if "text/plain" in o.get("data", {}): o.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", o.data["text/plain"])
     return nb
 
 # %% ../nbs/12_audit.ipynb #5eb75f79

@@ -67,7 +67,7 @@ def average_trees(
     out |= {k: sum(w * a[k] for w, a in parts) if k == "baseline" else np.concatenate([w * a[k] for w, a in parts]) for k in ("value", "baseline")}
     return out
 
-# %% ../nbs/03_candidates.ipynb #749aae2a
+# %% ../nbs/03_candidates.ipynb #07af6fbb
 def _mean_of(parts, what):
     "codes -> average over the models of `what(model, codes)`"
     return lambda Z: sum(w * what(m, Z) for w, m in parts)
@@ -85,6 +85,7 @@ def gradient_boosting(
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     p = _params(p, max_iter=200, learning_rate=0.05, max_leaf_nodes=15, min_samples_leaf=20, l2_regularization=0.0)
     kind = HistGradientBoostingClassifier if task == "binary" else HistGradientBoostingRegressor
+    Z = np.where(np.isnan(Z).all(axis=0), 0.0, Z)   # a column without any value cannot be binned; a constant one is never split
     def make(): return kind(**p, early_stopping=True, n_iter_no_change=20, validation_fraction=0.1, scoring="loss", random_state=seed)
     parts = _learn(make, Z, y, mitigation, groups)
     top = max(parts, key=lambda part: part[0])[1]
@@ -220,7 +221,7 @@ def _weights(net, mean, sd):
     w, b = layers[-1]
     return [*layers[:-1], (w * sd, b * sd + mean)]
 
-# %% ../nbs/03_candidates.ipynb #deb69a84
+# %% ../nbs/03_candidates.ipynb #26972ef7
 EXACT = 8      # features up to which a network's explanations walk every coalition
 
 def explained(
@@ -238,8 +239,8 @@ def explained(
         return float(e.expected_value), e.shap_values(design(enc, Z)) @ (owner[:, None] == np.arange(Z.shape[1]))
     def exact_shap(Z):
         import shap
-        e = shap.KernelExplainer(fitted.raw, background)   # with every coalition its regression is exact; the library's exact explainer compiles for ten seconds first
-        return float(e.expected_value), e.shap_values(Z, nsamples=2**len(enc.features), l1_reg=0, silent=True)
+        got = shap.explainers.Exact(fitted.raw, lambda present, z: np.where(present, z, background))(Z, silent=True)   # the library's own masker compiles for ten seconds
+        return float(np.ravel(got.base_values)[0]), got.values
     single = "w1" not in fitted.arrays
     run = linear_shap if single else exact_shap if len(enc.features) <= EXACT else None
     return replace(fitted, arrays={**fitted.arrays, "background": background}, shap=run)

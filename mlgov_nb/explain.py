@@ -77,16 +77,17 @@ def explain(
     if not out.error <= tolerance: raise NotAdditive(f"{art.name}: base value + contributions differ from the score by {out.error:.3g} (allowed {tolerance:g})")
     return out
 
-# %% ../nbs/07_explain.ipynb #e15186ca
+# %% ../nbs/07_explain.ipynb #cbb701fe
 def importance(
     ex:Explanation, # Of one window
+    min_n:int=2, # With fewer rows only the additivity error is told
 )->list[dict]: # Measures per feature, largest share, additivity error
     "Mean |SHAP| per feature, the largest feature's share, and the additivity error"
     size = np.abs(ex.values)
-    out = [mean("mean_abs_shap", f, size[:, j]) for j, f in enumerate(ex.features)]
+    out = [mean("mean_abs_shap", f, size[:, j], min_n) for j, f in enumerate(ex.features)]
     total = size.mean(axis=0).sum() if len(size) else 0.0
     top = int(size.mean(axis=0).argmax()) if total else 0
-    share = size[:, top].mean() / total if total else None
+    share = size[:, top].mean() / total if total and len(size) >= min_n else None
     return [*out, measure("importance_share_max", ex.features[top], share, len(size)), measure("additivity_error", "all rows", ex.error if len(size) else None, len(size))]
 
 # %% ../nbs/07_explain.ipynb #765712e3
@@ -156,7 +157,7 @@ def contributions(
     t = pd.DataFrame(dict(feature=ex.features, value=shown(enc, ex.codes[i]), contribution=ex.values[i], in_score=ex.score_values[i]))
     return t.sort_values("contribution", key=np.abs, ascending=False, kind="stable", ignore_index=True)
 
-# %% ../nbs/07_explain.ipynb #c6d70b79
+# %% ../nbs/07_explain.ipynb #96889a93
 def ndcg(
     then:np.ndarray, # Mean |SHAP| per feature in the reference
     now:np.ndarray, # The same in a window; may be draws x features
@@ -171,10 +172,11 @@ def attribution_drift(
     now:Explanation, # Rows of a window
     draws:int=2000, # Redraws behind the interval of NDCG
     seed:int=0, # For the redraws
+    min_n:int=2, # With fewer rows on either side nothing is told
 )->list[dict]: # `mean_abs_shap_change` per feature, `attribution_ndcg`
     "Change of mean |SHAP| per feature and of its ranking, with intervals"
     a, b, n = np.abs(ref.values), np.abs(now.values), len(now.values)
-    if min(len(a), n) < 2: return [measure("mean_abs_shap_change", f, None, n) for f in ref.features] + [measure("attribution_ndcg", "features", None, n)]
+    if min(len(a), n) < max(min_n, 2): return [measure("mean_abs_shap_change", f, None, n) for f in ref.features] + [measure("attribution_ndcg", "features", None, n)]
     d, se = b.mean(0) - a.mean(0), np.sqrt(a.var(0, ddof=1) / len(a) + b.var(0, ddof=1) / n)
     rng = np.random.default_rng(seed)
     means = [rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=draws) @ x / len(x) for x in (a, b)]

@@ -14,13 +14,16 @@ from scipy.special import ndtri, stdtrit
 from .gaps import PRIOR, draw_normal, draw_tables, largest_gap
 from .metrics import confusion, delong, measure, rate
 
-# %% ../nbs/06_fairness.ipynb #ad54f8ac
+# %% ../nbs/06_fairness.ipynb #4feee30e
 def cross(
     df:pd.DataFrame, # Rows with protected attributes
     attributes:list[str], # One attribute, or several for an intersection
 )->pd.Series: # Group of each row, as 'gender=Female' or 'gender=Female & age_band=<30'
     "Name the group of each row; a missing value is a group of its own"
-    def part(a): return a + "=" + df[a].astype("str").fillna("(missing)")
+    def part(a):
+        s = df[a].astype("str").fillna("(missing)")
+        odd = {v: v.replace("@", "(at)").replace(" & ", " and ") for v in s.unique() if "@" in v or " & " in v}   # these two mean something in a subject
+        return a + "=" + (s.replace(odd) if odd else s)
     out = part(attributes[0])
     for a in attributes[1:]: out = out + " & " + part(a)
     return out
@@ -106,12 +109,13 @@ def mean_measures(
             out.append(measure(name, g, *([r.value, r.n, lo, hi] if ok else [None, r.n])))
     return out
 
-# %% ../nbs/06_fairness.ipynb #d1c71af2
+# %% ../nbs/06_fairness.ipynb #df8caf35
 BETWEEN = dict(selection_rate=["selection_rate"], equal_opportunity=["true_positive_rate"], equalized_odds=["true_positive_rate", "false_positive_rate"],
                predictive_parity=["positive_predictive_value"], accuracy=["accuracy"])
 
 def _left_out(t, rated, what):
     "Which groups are not in a comparison, for the reader"
+    if len(t) == 1: return {"note": f"there is only {t.index[0]} ({int(t.iloc[0]):,}), nothing to compare it with"}
     gone = [f"{g} ({int(n):,})" for g, n in t[~rated].items()]
     return {"note": f"without {', '.join(gone[:4])}{f' and {len(gone) - 4} more' if len(gone) > 4 else ''}: too few {what}"} if gone else {}
 
@@ -128,7 +132,7 @@ def _both(name, subject, n, est, gap, gap_log, note):
     r = measure(f"{name}_ratio", subject, *([None, n] if ratio is None else [ratio, n, min(lo, ratio), max(hi, ratio)]))
     return [{**measure(f"{name}_difference", subject, d, n, min(gap[1], d), max(gap[2], d)), **note}, {**r, **note}]
 
-# %% ../nbs/06_fairness.ipynb #9464a092
+# %% ../nbs/06_fairness.ipynb #906f3a5e
 def rates_between(
     t:pd.DataFrame, # From `count_groups`
     subject:str, # The attribute or intersection
@@ -140,7 +144,7 @@ def rates_between(
     drawn, cells, out = draw_tables(t[CELLS].to_numpy(), draws, np.random.default_rng(seed)), t[CELLS].to_numpy(), []
     for name, rates in BETWEEN.items():
         least, ok = _rated(t, rates, min_n)
-        note, n = _left_out(least, ok, "rows" if rates[0] in ("selection_rate", "accuracy") else "rows that it is a rate of"), int(t.n[ok].sum())
+        note, n = _left_out(least, ok, "rows" if rates[0] in ("selection_rate", "accuracy") else "positives or negatives"), int(t.n[ok].sum())
         if ok.sum() < 2: out += [{**measure(f"{name}_{how}", subject, None, n), **note} for how in ("difference", "ratio")]; continue
         est = [np.divide(*rate_parts(cells[ok], r)) for r in rates]
         centre = [np.divide(*rate_parts(cells[ok] + PRIOR, r)) for r in rates]
@@ -225,16 +229,17 @@ def fairness_measures(
         if (best := (privileged or {}).get(subject)): out += disparate_impact(t, subject, f"{subject}={best}", min_n, draws, seed)
     return out
 
-# %% ../nbs/06_fairness.ipynb #2e4ebf21
+# %% ../nbs/06_fairness.ipynb #9b2bff13
 def _ratio_all(t, subject, min_n, draws, seed):
     "Selection-rate ratio over all rows: it needs no label"
     ok = t.rows >= min_n
-    if ok.sum() < 2 or not t.selected[ok].max(): return measure("selection_rate_ratio_all", subject, None, int(t.rows[ok].sum()))
+    note = _left_out(t.rows, ok, "rows") or ({} if t.selected[ok].max() else {"note": "nobody is selected"})
+    if ok.sum() < 2 or not t.selected[ok].max(): return {**measure("selection_rate_ratio_all", subject, None, int(t.rows.sum())), **note}
     c = np.stack([t.selected, t.rows - t.selected], axis=1)[ok]
     x, centre, est = draw_tables(c, draws, np.random.default_rng(seed)), (c[:, 0] + PRIOR) / (c.sum(1) + 2 * PRIOR), c[:, 0] / c.sum(1)
     _, low, high = largest_gap([np.log(centre)], [np.log(x[..., 0] / x.sum(-1))])
     value = est.min() / est.max()
-    return {**measure("selection_rate_ratio_all", subject, value, int(t.rows[ok].sum()), min(np.exp(-high), value), max(np.exp(-low), value)), **_left_out(t.rows, ok, "rows")}
+    return {**measure("selection_rate_ratio_all", subject, value, int(t.rows[ok].sum()), min(np.exp(-high), value), max(np.exp(-low), value)), **note}
 
 # %% ../nbs/06_fairness.ipynb #7feb5e0a
 def attribute_sets(

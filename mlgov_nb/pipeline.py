@@ -165,7 +165,7 @@ def _importance(art, ref, params):
     a = params.audit
     return importance_shares(explain(art, sample_rows(ref, a.explain_rows, params.seed)))
 
-# %% ../nbs/12a_pipeline.ipynb #54bdb1e9
+# %% ../nbs/12a_pipeline.ipynb #1da514b7
 def select_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -186,7 +186,7 @@ def select_stage(
     _candidate_plot(out, recs, by, card)
     return v
 
-GAP = dict(binary="selection_rate_ratio", regression="mean_prediction_difference")
+GAP = dict(binary="selection_rate_ratio_all", regression="mean_prediction_difference")
 
 def _candidate_plot(out, recs, by, card):
     "Quality against gap of every candidate, as a CSV for `dvc plots`"
@@ -234,7 +234,7 @@ def run_audit(
     if not nb.is_file(): raise ConfigError(f"params.yaml: audits.{name}: no notebook {nb.relative_to(root)}")
     return run_notebook(nb, Path(root)/given["out"]/f"{name}.ipynb", root, given)
 
-# %% ../nbs/12a_pipeline.ipynb #ee894c2c
+# %% ../nbs/12a_pipeline.ipynb #fc2e8184
 def _facts(records, card):
     m, last = records[0]["model"], records[-1]["window"]
     ref = next((r["reference"] for r in records if r["reference"]), records[0]["window"])
@@ -250,7 +250,8 @@ def judge_stage(
     out, card = Path(out or scope(root, params)), _card(root, params)
     if not (out/f"{name}.json").is_file(): raise MlgovError(f"{out/name}.json: no measures to judge; run the audit first")
     recs = json.loads((out/f"{name}.json").read_text())
-    v = judge(name, recs, getattr(_limits(params, card), name), card.parity)
+    judged = recs if out == scope(root, params) else [r for r in recs if r["window"]["name"] != "reference"]   # a file's verdict is of the file
+    v = judge(name, judged, getattr(_limits(params, card), name), card.parity)
     foot = f"Re-compute: dvc repro · measures {name}.json, verdict {name}.verdict.json beside this page · reference {(recs[0]['reference'] or recs[0]['window'])['sha256']}"
     render(out/f"{name}.ipynb", out/f"{name}.html", v, _facts(recs, card), foot)
     write_json(out/f"{name}.verdict.json", v)

@@ -19,7 +19,7 @@ from .dataset import DataError, prepare, read_rows
 from .explain import Explanation, contributions, explain, shown
 from .settings import Card, MlgovError
 
-# %% ../nbs/07a_reasons.ipynb #0fbba065
+# %% ../nbs/07a_reasons.ipynb #3d325163
 def flag(
     card:Card, # The model's card
     feature:str, # One of its features
@@ -41,11 +41,12 @@ def reasons(
     for r in contributions(ex, art.encoder, i).head(top).itertuples():
         if r.contribution == 0: continue
         p, way = card.phrases.get(r.feature), "raises" if r.contribution > 0 else "lowers"
-        text = getattr(p, way).replace("{value}", r.value) if p else f"{card.columns.get(r.feature, r.feature)}: {r.value} {way} the score"
+        lost = r.value.startswith("missing")
+        text = getattr(p, way).replace("{value}", r.value) if p and not lost else f"{card.columns.get(r.feature, r.feature)} is {r.value}, which {way} the score" if lost else f"{card.columns.get(r.feature, r.feature)}: {r.value} {way} the score"
         out.append(dict(feature=r.feature, value=r.value, contribution=float(r.contribution), in_score=float(r.in_score), text=text, flag=flag(card, r.feature)))
     return out
 
-# %% ../nbs/07a_reasons.ipynb #6595ac78
+# %% ../nbs/07a_reasons.ipynb #de1ed1e1
 @dataclass(frozen=True)
 class Option:
     "The values that one actionable feature may take, nearest first"
@@ -53,6 +54,7 @@ class Option:
     distance: np.ndarray       # of each value
     span: float = 0.0          # of a number: its range in training; 0 for a category
     whole: bool = False        # of a number: is it always whole?
+    low: float = 0.0           # of a number: the lowest in training
 
 def _number(art, j, a, now):
     "Options of a numeric feature"
@@ -67,7 +69,7 @@ def _number(art, j, a, now):
     span = m["high"] - m["low"]
     dist = np.abs(v - (v.mean() if np.isnan(now) and len(v) else now)) / span
     order = np.argsort(dist, kind="stable")
-    return Option(v[order], dist[order], span, whole)
+    return Option(v[order], dist[order], span, whole, m["low"])
 
 def _category(levels, a, now):
     "Options of a categorical feature"
@@ -79,7 +81,7 @@ def _category(levels, a, now):
     order = np.argsort(dist, kind="stable")
     return Option(np.array([levels.index(c) for c in ok], float)[order], dist[order])
 
-# %% ../nbs/07a_reasons.ipynb #c29ab951
+# %% ../nbs/07a_reasons.ipynb #24635ee6
 def _turned(art, z, j, values, want):
     "Does the decision turn when feature `j` takes each of these values?"
     Z = np.repeat(z[None], len(values), axis=0)
@@ -100,21 +102,38 @@ def _nearest(art, z, options, want, most=40_000):
     for j, o in options.items(): new = _closer(art, z, new, j, o, want)
     return new
 
+# %% ../nbs/07a_reasons.ipynb #6103d9bd
 def _closer(art, z, new, j, o, want):
-    "Take the change of feature `j` back as far as the decision allows"
+    "Take the change of feature `j` back as far as the decision and the range seen in training allow"
     near = o.values[:int(np.flatnonzero(o.values == new[j])[0]) + 1]
     new = new.copy()
     new[j] = near[np.flatnonzero(_turned(art, new, j, near, want))[0]]
     if not o.span or np.isnan(z[j]): return new
-    side = near[(near - z[j]) * (new[j] - z[j]) > 0]
-    refused = max([v for v in (*side, z[j]) if abs(v - z[j]) < abs(new[j] - z[j])], key=lambda v: abs(v - z[j]))
+    start = min(max(z[j], o.low), o.low + o.span)
+    if o.whole: start = np.ceil(start) if new[j] > start else np.floor(start)
+    if start == new[j]: return new
+    if start != z[j] and _turned(art, new, j, [start], want)[0]: new[j] = start; return new
+    side = near[(near - start) * (new[j] - start) > 0]
+    refused = max([v for v in (*side, start) if abs(v - start) < abs(new[j] - start)], key=lambda v: abs(v - start))
     while abs(new[j] - refused) > (1 if o.whole else 1e-6 * o.span):
         middle = np.trunc((new[j] + refused) / 2) if o.whole else (new[j] + refused) / 2
         if _turned(art, new, j, [middle], want)[0]: new[j] = middle
         else: refused = middle
+    return new if o.whole else _rounded(art, new, j, o, want, np.ceil if new[j] > refused else np.floor)
+
+def _rounded(art, new, j, o, want, away):
+    "Feature `j` to as few digits as still turn the decision, so that what is shown can be typed in again"
+    for digits in range(4, 13):
+        unit = 10.0 ** (np.ceil(np.log10(o.span)) - digits)
+        v = float(f"{away(new[j] / unit) * unit:.12g}")
+        if o.low <= v <= o.low + o.span and _turned(art, new, j, [v], want)[0]: return np.where(np.arange(len(new)) == j, v, new)
     return new
 
-# %% ../nbs/07a_reasons.ipynb #30395d00
+def _typed(x):
+    "A number with all the digits that it needs"
+    return "missing" if np.isnan(x) else f"{x:.12g}" if float(f"{x:.12g}") == x else repr(float(x))
+
+# %% ../nbs/07a_reasons.ipynb #8db19cc6
 def counterfactuals(
     art:Artifact, # The model
     card:Card, # Its card: what is actionable, and how
@@ -132,12 +151,13 @@ def counterfactuals(
         new = _nearest(art, z, {j: every[j] for j in combo}, want)
         if new is None: continue
         found.append(combo)
-        was, now = shown(enc, z), shown(enc, new)
+        was, now = (shown(enc, r) for r in (z, new))
+        for j in (j for j in combo if j < k): was[j], now[j] = _typed(z[j]), _typed(new[j])
         far = sum(abs(new[j] - z[j]) / every[j].span if every[j].span and not np.isnan(z[j]) else every[j].distance[every[j].values == new[j]][0] for j in combo)
         out.append(dict(changes={enc.features[j]: (was[j], now[j]) for j in combo}, score=float(art.score_codes(new[None])[0]), distance=float(far)))
     return sorted(out, key=lambda c: (len(c["changes"]), c["distance"]))[:show]
 
-# %% ../nbs/07a_reasons.ipynb #b6430630
+# %% ../nbs/07a_reasons.ipynb #47710d23
 def card_of(
     art:Artifact, # A saved model
 )->Card: # The card that it was trained with
@@ -155,8 +175,9 @@ def find_row(
     bare = card.model_copy(update={"protected": {}, "time": None})
     rows, refused = prepare(read_rows(file), bare, where=str(file))
     got = rows[rows[card.id].astype(str) == str(row)]
-    if len(got): return got.head(1)
     bad = refused[refused[card.id].astype(str) == str(row)] if len(refused) else refused
+    if (n := len(got) + len(bad)) > 1: raise DataError(f"{file}: {n:,} rows have {card.id} {row}; an id must name one row")
+    if len(got): return got
     if len(bad): raise DataError(f"{file}: the row with {card.id} {row} is refused: {bad.reason.iloc[0]}")
     raise DataError(f"{file}: no row with {card.id} {row}; there are {len(rows):,} rows, such as {card.id} {', '.join(map(str, rows[card.id].head(3)))}")
 

@@ -51,6 +51,18 @@ def test_an_attribute_with_one_value_cannot_be_compared(tmp_path):
     got = audit(tmp_path, "fairness", lambda d: d.assign(gender="Female"))["late"]
     for k in ("selection_rate_ratio", "equalized_odds_difference", "auc_difference", "disparate_impact"): assert got[k, "gender"]["value"] is None, k
     assert got["differs", "selection_rate of gender=Female"]["value"] is None
+    assert "there is only gender=Female" in got["selection_rate_ratio_all", "gender"]["note"]
+
+
+def test_a_group_may_have_any_name(tmp_path):
+    got = audit(tmp_path, "fairness", lambda d: d.assign(gender=d.gender.replace({"Female": "a@b & c=d"})))["late"]
+    assert got["selection_rate", "gender=a(at)b and c=d"]["value"] is not None and got["selection_rate_ratio_all", "gender"]["value"] < 1
+
+
+def test_twenty_rows_are_too_few_to_explain(tmp_path):
+    got = audit(tmp_path, "explanation", lambda d: d.head(20))["late"]
+    assert got["additivity_error", "all rows"]["value"] < 1e-9
+    assert all(v["value"] is None for (name, _), v in got.items() if name != "additivity_error")
 
 
 def test_a_missing_attribute_is_a_group_of_its_own(tmp_path):
@@ -83,6 +95,11 @@ def test_explain_in_the_terminal(project):
     assert "Reasons" in said and "What would turn the decision" in said and "stands in for" in said and "{value}" not in said
     project.refuses("mlgov explain data/sample/model data/sample/2014-18.parquet --row nobody", "no row with id nobody")
     project.refuses("mlgov explain data/sample data/sample/2014-18.parquet --row 1", "not an artifact")
+    project.refuses("mlgov explain models/none data/sample/2014-18.parquet --row 1", "no such folder")
+    rows = pd.read_parquet(ROOT/"data/sample/2014-18.parquet").head(4)
+    rows.assign(id=[1, 1, 2, 3], age=[40.0, 41.0, np.nan, 50.0]).to_csv(project.root/"odd.csv", index=False)
+    project.refuses("mlgov explain data/sample/model odd.csv --row 1", "2 rows have id 1")
+    assert "at age missing" not in project.run("mlgov explain data/sample/model odd.csv --row 2").stdout
     shutil.copytree(project.root/"data/sample/model", project.root/"bad")
     (project.root/"bad/card.json").write_text("{}")
     project.refuses("mlgov explain bad data/sample/2014-18.parquet --row 1", "card.json is changed")

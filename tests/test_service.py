@@ -50,7 +50,7 @@ def test_one_row_and_many_score_like_the_audit(url, rows):
     assert code == 200 and [p["score"] for p in got["predictions"]] == want.tolist(), "bit-equal to the audited evaluator"
     code, one = post(url, recs[7])
     assert code == 200 and one["predictions"] == [got["predictions"][7]]
-    assert one["model"]["name"] == "mlp_fair" and one["predictions"][0]["decision"] == int(want[7] >= 0.5)
+    assert one["model"]["name"] == "boosting_reduced" and one["predictions"][0]["decision"] == int(want[7] >= 0.5)
 
 
 def test_the_readme_curl(url):
