@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['COMPARED', 'COLUMNS', 'two_rates', 'two_means', 'compare_groups', 'decide_groups', 'difference_measures']
 
-# %% ../nbs/06a_compare.ipynb #b73158f2
+# %% ../nbs/06a_compare.ipynb #28d38909
 import numpy as np
 import pandas as pd
 from scipy.stats import hypergeom, t as student
 
-from .fairness import CELLS, count_groups, cross, rate_parts, score_groups
+from .fairness import CELLS, count_groups, cross, group_name, rate_parts, score_groups
 from .metrics import adjust_tables, measure, wilson
 
 # %% ../nbs/06a_compare.ipynb #94d2038b
@@ -50,7 +50,7 @@ def _rest(t, g):
     ss = ((r.se.fillna(0) ** 2 * r.n) * (r.n - 1)).sum() + (r.n * (r.value - m) ** 2).sum()
     return m, np.sqrt(ss / (n - 1) / n), int(n)
 
-# %% ../nbs/06a_compare.ipynb #9459b64f
+# %% ../nbs/06a_compare.ipynb #dd1f585b
 def compare_groups(
     df:pd.DataFrame, # Rows with the protected attributes
     attributes:list[list[str]], # Attributes and intersections
@@ -65,7 +65,7 @@ def compare_groups(
     out = []
     for attrs in attributes:
         group, subject = cross(df, attrs), " & ".join(attrs)
-        best = f"{subject}={privileged[subject]}" if privileged and subject in privileged else None
+        best = group_name(subject, privileged[subject]) if privileged and subject in privileged else None
         parts = _rate_rows(count_groups(group, y, score >= threshold), best, min_n) if task == "binary" else _mean_rows(score_groups(group, task, y, score), best, min_n)
         out += [dict(zip(COLUMNS, (m, subject, g, best or "all others", *r))) for m, g, r in parts]
     return pd.DataFrame(out, columns=COLUMNS)

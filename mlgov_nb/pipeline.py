@@ -234,7 +234,7 @@ def run_audit(
     if not nb.is_file(): raise ConfigError(f"params.yaml: audits.{name}: no notebook {nb.relative_to(root)}")
     return run_notebook(nb, Path(root)/given["out"]/f"{name}.ipynb", root, given)
 
-# %% ../nbs/12a_pipeline.ipynb #fc2e8184
+# %% ../nbs/12a_pipeline.ipynb #0f65fe52
 def _facts(records, card):
     m, last = records[0]["model"], records[-1]["window"]
     ref = next((r["reference"] for r in records if r["reference"]), records[0]["window"])
@@ -244,13 +244,13 @@ def judge_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
     name:str, # An audit
-    out:Path|None=None, # Folder of the audit's files; the card's scope by default
+    out:Path|None=None, # Folder of a file's audit; without it, the pipeline's
 )->dict: # The verdict file
     "Stage: hold an audit's measures against the policy, write the verdict and the page"
-    out, card = Path(out or scope(root, params)), _card(root, params)
+    whole, out, card = out is None, Path(out or scope(root, params)), _card(root, params)
     if not (out/f"{name}.json").is_file(): raise MlgovError(f"{out/name}.json: no measures to judge; run the audit first")
     recs = json.loads((out/f"{name}.json").read_text())
-    judged = recs if out == scope(root, params) else [r for r in recs if r["window"]["name"] != "reference"]   # a file's verdict is of the file
+    judged = recs if whole else [r for r in recs if r["window"]["name"] != "reference"]   # a file's verdict is of the file
     v = judge(name, judged, getattr(_limits(params, card), name), card.parity)
     foot = f"Re-compute: dvc repro · measures {name}.json, verdict {name}.verdict.json beside this page · reference {(recs[0]['reference'] or recs[0]['window'])['sha256']}"
     render(out/f"{name}.ipynb", out/f"{name}.html", v, _facts(recs, card), foot)

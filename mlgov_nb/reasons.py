@@ -19,7 +19,7 @@ from .dataset import DataError, prepare, read_rows
 from .explain import Explanation, contributions, explain, shown
 from .settings import Card, MlgovError
 
-# %% ../nbs/07a_reasons.ipynb #3d325163
+# %% ../nbs/07a_reasons.ipynb #a49e5f33
 def flag(
     card:Card, # The model's card
     feature:str, # One of its features
@@ -40,9 +40,8 @@ def reasons(
     out = []
     for r in contributions(ex, art.encoder, i).head(top).itertuples():
         if r.contribution == 0: continue
-        p, way = card.phrases.get(r.feature), "raises" if r.contribution > 0 else "lowers"
-        lost = r.value.startswith("missing")
-        text = getattr(p, way).replace("{value}", r.value) if p and not lost else f"{card.columns.get(r.feature, r.feature)} is {r.value}, which {way} the score" if lost else f"{card.columns.get(r.feature, r.feature)}: {r.value} {way} the score"
+        p, way = card.phrases.get(r.feature) if not r.value.startswith("missing") else None, "raises" if r.contribution > 0 else "lowers"
+        text = getattr(p, way).replace("{value}", r.value) if p else f"{card.columns.get(r.feature, r.feature)}: {r.value} {way} the score"
         out.append(dict(feature=r.feature, value=r.value, contribution=float(r.contribution), in_score=float(r.in_score), text=text, flag=flag(card, r.feature)))
     return out
 
