@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Z95', 'measure', 'wilson', 'rate', 'mean', 'redraw', 'percentiles', 'adjust', 'adjust_tables', 'delong', 'auc',
-           'confusion', 'binary_measures', 'calibration_curve', 'regression_measures', 'change', 'ratio', 'quality']
+           'average_precision', 'calibration_error', 'logistic', 'log_odds', 'calibration_measures', 'confusion',
+           'binary_measures', 'worth', 'calibration_curve', 'regression_measures', 'change', 'ratio', 'quality']
 
-# %% ../nbs/05_metrics.ipynb #7b8d222d
+# %% ../nbs/05_metrics.ipynb #4380e8ad
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
+from scipy.special import chdtri, expit, logit, ndtri
 
 # %% ../nbs/05_metrics.ipynb #fe05558a
 Z95 = float(ndtri(0.975))
@@ -112,6 +113,77 @@ def auc(
     a, se = delong(y, score)
     return a, max(0.0, a - Z95 * se) if a == a else a, min(1.0, a + Z95 * se) if a == a else a
 
+# %% ../nbs/05_metrics.ipynb #b3887ca1
+def average_precision(
+    y:np.ndarray, # Labels, 0 or 1
+    score:np.ndarray, # Scores
+)->tuple[float, float, float]: # Average precision and its 95% interval
+    "Mean precision over the positives, best scores first; tied scores are one step. NaN with fewer than two rows in a class"
+    pos = int((y == 1).sum())
+    if min(pos, len(y) - pos) < 2: return np.nan, np.nan, np.nan
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.r_[np.diff(score[order]) != 0, True])           # of each run of equal scores
+    hits = np.cumsum(y[order] == 1)[last]
+    a = float((np.diff(np.r_[0, hits]) * hits / (last + 1)).sum() / pos)
+    if not 0 < a < 1: return a, *wilson(a * pos, pos)
+    half = Z95 / np.sqrt(pos * a * (1 - a))
+    return a, float(expit(logit(a) - half)), float(expit(logit(a) + half))
+
+# %% ../nbs/05_metrics.ipynb #3089b247
+def calibration_error(
+    y:np.ndarray, # Labels, 0 or 1
+    score:np.ndarray, # Probabilities
+    draws:int, # Redraws behind the interval
+    rng:np.random.Generator, # Source of chance
+    bins:int=15, # Bins of equal row count
+)->tuple[float, float, float]: # Expected calibration error and its 95% interval
+    "Mean distance of score and outcome over bins"
+    order, edges = np.argsort(score, kind="stable"), np.linspace(0, len(y), bins + 1).astype(int)[:-1]
+    n = np.diff(np.r_[edges, len(y)])
+    s, k = np.add.reduceat(score[order], edges) / n, np.add.reduceat(y[order], edges) / n
+    def error(rate): return (np.abs(s - rate) * n).sum(axis=-1) / len(y)
+    gap = np.sign(s - k) * np.sqrt(np.maximum(0, (s - k) ** 2 - (k * (1 - k) + 0.25 / n) / n))       # without the noise
+    v, many = float(error(k)), error(rng.binomial(n, np.clip(s - gap, 0, 1), size=(draws, bins)) / n)
+    sure = ((s - k) ** 2 * n / np.maximum(s * (1 - s), 1e-9)).sum() > chdtri(bins, 0.05)
+    low, high = v - np.percentile(many, 97.5) + error(s - gap), np.percentile(error(rng.binomial(n, k, size=(draws, bins)) / n), 97.5)
+    return v, max(0.0, min(low, v)) if sure else 0.0, max(high, v)
+
+def logistic(
+    X:np.ndarray, # Rows x columns, without a constant
+    y:np.ndarray, # Labels or probabilities, 0 to 1
+    weight:np.ndarray|None=None, # Of each row
+    offset:np.ndarray|float=0.0, # Added to the log-odds
+    l2:float=1e-6, # Ridge penalty of all but the constant
+)->tuple[np.ndarray, np.ndarray]: # Coefficients, the constant first, and their covariance (sandwich)
+    "Small logistic regression by Newton's method"
+    X, w = np.c_[np.ones(len(y)), X], np.ones(len(y)) if weight is None else weight
+    b, ridge = np.zeros(X.shape[1]), np.r_[0.0, np.full(X.shape[1] - 1, l2)]
+    for _ in range(50):
+        p = expit(X @ b + offset)
+        H = (X * (w * p * (1 - p))[:, None]).T @ X + np.diag(ridge + 1e-9)
+        step = np.linalg.solve(H, X.T @ (w * (y - p)) - ridge * b)
+        b = b + step * min(1.0, 5 / max(np.abs(step).max(), 1e-12))
+        if np.abs(step).max() < 1e-9: break
+    g, inv = X * (w * (y - expit(X @ b + offset)))[:, None], np.linalg.inv(H)
+    return b, inv @ (g.T @ g) @ inv
+
+# %% ../nbs/05_metrics.ipynb #d6af27a0
+def log_odds(
+    p:np.ndarray, # Probabilities
+)->np.ndarray: # Finite log-odds
+    "Log-odds, those of 0 and 1 kept finite"
+    return logit(np.clip(p, 1e-6, 1 - 1e-6))
+
+def calibration_measures(y, score, subject, min_n, draws, rng):
+    "Expected calibration error, slope and intercept as measures; None with too few rows, one class or one score"
+    names, x = ("calibration_error", "calibration_slope", "calibration_intercept"), log_odds(score)
+    if len(y) < min_n or len(set(y)) < 2: return [measure(n, subject, None, len(y)) for n in names]
+    out = [measure(names[0], subject, *(e := calibration_error(y, score, draws, rng))[:1], len(y), *e[1:])]
+    (b, V), (a, U) = logistic(x[:, None], y), logistic(np.empty((len(y), 0)), y, offset=x)
+    flat = x.std() < 1e-9                                                    # one score has no slope
+    for n, v, se in ((names[1], np.nan if flat else b[1], np.sqrt(V[1, 1])), (names[2], a[0], np.sqrt(U[0, 0]))): out.append(measure(n, subject, v, len(y), v - Z95 * se, v + Z95 * se))
+    return out
+
 # %% ../nbs/05_metrics.ipynb #96d3cfa4
 def confusion(
     y:np.ndarray, # Labels, 0 or 1
@@ -126,7 +198,7 @@ def confusion(
 def _f1(c):
     with np.errstate(all="ignore"): return 2 * c[..., 0] / (2 * c[..., 0] + c[..., 1] + c[..., 2])
 
-# %% ../nbs/05_metrics.ipynb #cea3898d
+# %% ../nbs/05_metrics.ipynb #af8e8cc2
 def binary_measures(
     y:np.ndarray, # Labels: 0, 1, NaN where unlabelled
     score:np.ndarray, # Probabilities
@@ -135,20 +207,26 @@ def binary_measures(
     draws:int=2000, # Redraws behind the interval of F1
     seed:int=0, # For the redraws
     subject:str="all rows", # Of what
+    value:dict[str, float]|None=None, # Worth of a `tp`, `fp`, `fn` and `tn`
 )->list[dict]: # Measures
-    "AUC, log loss, Brier score, accuracy, precision, recall, F1, calibration gap and label coverage"
+    "AUC, average precision, log loss, Brier score, accuracy, precision, recall, F1, calibration, value and label coverage"
     known = ~np.isnan(y)
     out = [rate("label_coverage", subject, known.sum(), len(y))]
     y, s = y[known].astype(int), score[known]
     few = len(y) < min_n or len(set(y)) < 2
-    out.append(measure("auc", subject, *([None, len(y)] if few else (lambda a: (a[0], len(y), a[1], a[2]))(auc(y, s)))))
+    for name, f in (("auc", auc), ("average_precision", average_precision)): out.append(measure(name, subject, *([None, len(y)] if few else (lambda a: (a[0], len(y), a[1], a[2]))(f(y, s)))))
     c = confusion(y, s >= threshold)
     p = np.clip(s, 1e-15, 1 - 1e-15)
     out += [mean("log_loss", subject, -(y * np.log(p) + (1 - y) * np.log1p(-p)), min_n), mean("brier", subject, (s - y) ** 2, min_n),
             rate("accuracy", subject, c[0] + c[3], len(y), min_n), rate("precision", subject, c[0], c[0] + c[1], min_n),
             rate("recall", subject, c[0], c[0] + c[2], min_n), mean("calibration_gap", subject, s - y, min_n)]
     f = (None, None, None) if few else (float(_f1(c)), *percentiles(_f1(redraw(c, draws, np.random.default_rng(seed))), float(_f1(c))))
-    return [*out, measure("f1", subject, f[0], len(y), f[1], f[2])]
+    out += [measure("f1", subject, f[0], len(y), f[1], f[2]), *calibration_measures(y, s, subject, min_n, draws, np.random.default_rng(seed))]
+    return out + ([mean("value", subject, worth(value)[np.array([2 * (1 - (s >= threshold)) + (1 - y)]).ravel()], min_n)] if value else [])
+
+def worth(value):
+    "The cost matrix as an array: tp, fp, fn, tn"
+    return np.array([value.get(k, 0.0) for k in ("tp", "fp", "fn", "tn")], float)
 
 # %% ../nbs/05_metrics.ipynb #2919ffa9
 def calibration_curve(
@@ -165,24 +243,33 @@ def calibration_curve(
     lo, hi = zip(*(wilson(h, n) for h, n in zip(g.hits, g.n)))
     return g.drop(columns="hits").assign(low=lo, high=hi).reset_index(drop=True)
 
-# %% ../nbs/05_metrics.ipynb #50a4869c
+# %% ../nbs/05_metrics.ipynb #e1606bbe
 def regression_measures(
     y:np.ndarray, # Target values, NaN where unlabelled
     pred:np.ndarray, # Predictions
     min_n:int=30, # Fewer labelled rows: no number
     subject:str="all rows", # Of what
+    errors:np.ndarray|None=None, # Errors (prediction minus target) of the reference
+    value:dict[str, float]|None=None, # Worth of a unit predicted too high (`over`) and too low (`under`)
 )->list[dict]: # Measures
-    "RMSE, MAE, R², bias and label coverage"
+    "RMSE, MAE, R², bias, quantile coverage, value and label coverage"
     known = ~np.isnan(y)
     out = [rate("label_coverage", subject, known.sum(), len(y))]
     y, e, n = y[known], (pred - y)[known], int(known.sum())
-    if n < max(min_n, 3): return out + [measure(k, subject, None, n) for k in ("rmse", "mae", "r2", "bias")]
+    if n < max(min_n, 3): return out + [measure(k, subject, None, n) for k in ("rmse", "mae", "r2", "bias", *(["quantile_coverage"] if errors is not None else []), *(["value"] if value else []))]
+    if errors is not None: out.append(rate("quantile_coverage", subject, _inside(e, errors[~np.isnan(errors)]), n, min_n))
+    if value: out.append(mean("value", subject, np.where(e > 0, e * value.get("over", 0.0), -e * value.get("under", 0.0)), min_n))
     e2, t2 = e**2, (y - y.mean()) ** 2
     rmse, se = np.sqrt(e2.mean()), e2.std(ddof=1) / np.sqrt(n) / (2 * np.sqrt(e2.mean()) or 1)
     ratio = e2.mean() / t2.mean() if t2.mean() > 0 else np.nan
     rse = np.std(e2 - ratio * t2, ddof=1) / np.sqrt(n) / t2.mean() if t2.mean() > 0 else np.nan
     return [*out, measure("rmse", subject, rmse, n, rmse - Z95 * se, rmse + Z95 * se), mean("mae", subject, np.abs(e), min_n),
             measure("r2", subject, 1 - ratio, n, 1 - ratio - Z95 * rse, 1 - ratio + Z95 * rse), mean("bias", subject, e, min_n)]
+
+def _inside(e, errors, level=0.9):
+    "How many errors lie in the middle `level` of the reference's"
+    q = np.quantile(errors, [(1 - level) / 2, (1 + level) / 2]) if len(errors) else [np.nan] * 2
+    return int(((e >= q[0]) & (e <= q[1])).sum())
 
 # %% ../nbs/05_metrics.ipynb #86af31e5
 def _half(m): return (m["high"] - m["low"]) / 2
@@ -205,7 +292,7 @@ def ratio(
     r, h = now["value"] / ref["value"], np.hypot(_half(ref) / ref["value"], _half(now) / now["value"])
     return measure(f"{now['name']}_ratio", now["subject"], r, now["n"], r * np.exp(-h), r * np.exp(h))
 
-# %% ../nbs/05_metrics.ipynb #cbf30c33
+# %% ../nbs/05_metrics.ipynb #b349bae0
 def quality(
     task:str, # 'binary' or 'regression'
     y:np.ndarray, # Target, NaN where unlabelled
@@ -215,7 +302,9 @@ def quality(
     draws:int, # Redraws behind an interval
     seed:int, # For the redraws
     subject:str="all rows", # Of what
+    value:dict[str, float]|None=None, # Worth of outcomes
+    errors:np.ndarray|None=None, # Errors of the reference (regression)
 )->list[dict]: # Measures
     "The quality measures of a task"
-    if task == "binary": return binary_measures(y, score, threshold, min_n, draws, seed, subject)
-    return regression_measures(y, score, min_n, subject)
+    if task == "binary": return binary_measures(y, score, threshold, min_n, draws, seed, subject, value)
+    return regression_measures(y, score, min_n, subject, errors, value)
