@@ -6,7 +6,8 @@
 __all__ = ['app', 'cards', 'COLOURS', 'ingest', 'split', 'train', 'select', 'judge', 'package', 'audit', 'profile', 'drift',
            'explain', 'gate', 'reproduce', 'card_build', 'card_check', 'card_new', 'main']
 
-# %% ../nbs/19_cli.ipynb #2c67ee2f
+# %% ../nbs/19_cli.ipynb #06707ea6
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -298,9 +299,10 @@ def card_new(
     for n in notes: _say(f"  {n}")
     _say("next: read and edit the card, then `dvc repro`" + ("" if use else f" after setting data.card: {made.stem} in params.yaml"))
 
-# %% ../nbs/19_cli.ipynb #17086c15
+# %% ../nbs/19_cli.ipynb #fc00fc44
 def main():
     "Entry point of `mlgov`"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # threads that wait do not keep a busy core from others: small fits are many times faster then
     try: app()
     except (MlgovError, OSError) as e:
         from rich.console import Console

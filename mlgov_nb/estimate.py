@@ -7,13 +7,12 @@ __all__ = ['GROUPS', 'FOLDS', 'MAX_ROWS', 'Bins', 'bins_of', 'binary_expected', 
            'replace_columns', 'Shift', 'density_ratio', 'shares', 'binary_estimate', 'error_estimate', 'Estimate',
            'estimate']
 
-# %% ../nbs/10_estimate.ipynb #8b079086
+# %% ../nbs/10_estimate.ipynb #d7cfb8b0
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit, stdtrit
-from threadpoolctl import threadpool_limits
 
 from .features import codes, design, fit_encoder
 from .metrics import Z95, log_odds, logistic, worth
@@ -66,7 +65,7 @@ def binary_expected(
         if value: out["value"] = np.stack([tp, fp, fn, tn], -1) @ worth(value) / (p + n)
     return out
 
-# %% ../nbs/10_estimate.ipynb #21fc517c
+# %% ../nbs/10_estimate.ipynb #ff3cd8c1
 GROUPS, FOLDS, MAX_ROWS = 10, 5, 50_000     # jackknife groups; parts of a cross-fit; reference rows that are learnt from
 
 def _spline(score, knots):
@@ -74,11 +73,10 @@ def _spline(score, knots):
     return np.c_[x, *(np.maximum(x - k, 0) for k in knots)]
 
 def _boosted(X, y, seed, weight=None, regression=False):
-    "A small boosted model; small fits are faster on one thread, and do not wait for a busy neighbour"
+    "A small boosted model"
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     kind = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
-    with threadpool_limits(1, "openmp"):
-        return kind(max_iter=40, max_leaf_nodes=8, learning_rate=0.08, min_samples_leaf=20, l2_regularization=1.0, early_stopping=False, random_state=seed).fit(X, y, sample_weight=weight)
+    return kind(max_iter=40, max_leaf_nodes=8, learning_rate=0.08, min_samples_leaf=20, l2_regularization=1.0, early_stopping=False, random_state=seed).fit(X, y, sample_weight=weight)
 
 def _cross_fit(group, fit, predict, width):
     "Models that have not seen a fifth of the rows each, and their answers for these rows"
@@ -88,6 +86,7 @@ def _cross_fit(group, fit, predict, width):
         out[group % FOLDS == k] = predict(models[-1], group % FOLDS == k)
     return models, out
 
+# %% ../nbs/10_estimate.ipynb #65cadc65
 def _outcome_models(Z, X, score, y, group, seed):
     "Linear and boosted models of the outcome; log-odds"
     from sklearn.linear_model import LogisticRegression
