@@ -40,13 +40,13 @@ def label_selection(
     note = f"{k / n:.0%} of the rows have a label, and they are {'not like' if unlike else 'like'} the rest (told apart with AUC {d.auc:.2f}{f', by {by}' if unlike and by else ''})"
     return {**measure("label_selection", "all rows", d.auc, n, d.low, d.high), "note": note}
 
-# %% ../nbs/10b_labelling.ipynb #92541776
+# %% ../nbs/10b_labelling.ipynb #a65a9a0f
 def _outcome(learned, Z, score):
     "Expected outcome of each row, and how uncertain it is in the units of its square"
     if learned.task == "binary":
         p = shares(learned, Z, score, "mcbpe", density_ratio(learned, Z).ratio).mean(0).astype(float)
         return p, p * (1 - p)
-    e = _errors(learned.models, np.c_[Z, score])
+    e = _errors(learned.fitted[0], np.c_[Z, score])
     return score - e[:, 0], np.maximum(e[:, 2], 1e-12)
 
 def _worth_knowing(task, p, v, score):
@@ -72,7 +72,7 @@ def _allocate(rows, spread, budget):
     down[more] += 1
     return np.minimum(down, rows).astype(int)
 
-# %% ../nbs/10b_labelling.ipynb #8feae8c3
+# %% ../nbs/10b_labelling.ipynb #7b721929
 def next_labels(
     learned:Learned, # From `estimate.learn`
     df:pd.DataFrame, # Prepared rows without labels
@@ -80,6 +80,7 @@ def next_labels(
     budget:int, # How many labels can be had
     slices:list[str]=(), # Columns that strata are cut by, besides the score
     id:str="id", # The column that identifies a row
+    seed:int|None=None, # For the draw; the one that was learnt with by default
 )->pd.DataFrame: # id, score, stratum, probability, weight of the rows to label
     "Draw the rows whose labels tell most about the quality of all"
     if learned.why: raise MlgovError(f"nothing can be said of rows that have no label: {learned.why}")
@@ -91,12 +92,12 @@ def next_labels(
     at, strata = pd.factorize(name, sort=True)
     rows = np.bincount(at)
     n = _allocate(rows, np.maximum(np.bincount(at, weights=weight) / rows, 1e-3), budget)
-    rng = np.random.default_rng(learned.seed)
+    rng = np.random.default_rng(learned.seed if seed is None else seed)
     take = np.sort(np.concatenate([rng.permutation(np.flatnonzero(at == h))[:k] for h, k in enumerate(n)]).astype(int))
     p = (n / rows)[at[take]]
     return pd.DataFrame({id: df[id].to_numpy()[take], "score": score[take], "stratum": name.to_numpy()[take], "probability": p, "weight": 1 / p})
 
-# %% ../nbs/10b_labelling.ipynb #a4ce70d9
+# %% ../nbs/10b_labelling.ipynb #7aadedb6
 def _corrected(bins, base, at, w, gap):
     "Expected outcomes per bin plus weighted corrections, one table per row of `w`"
     add = np.stack([np.bincount(bins.at[at], weights=x * gap, minlength=len(bins.score)) for x in np.atleast_2d(w)])
@@ -113,6 +114,7 @@ def _redrawn(stratum, w, draws, rng):
         out[:, at] = w[at] * (1 + np.sqrt(1 - f) * (k - 1))
     return out
 
+# %% ../nbs/10b_labelling.ipynb #0ab513b7
 def sampled_quality(
     learned:Learned, # From `estimate.learn`
     df:pd.DataFrame, # All rows of the window
@@ -136,7 +138,7 @@ def sampled_quality(
     ends = {k: v[0] + Z95 * np.std(v[1:]) * np.array([-1, 1]) for k, v in got.items()}
     return [measure(f"{k}_sampled", "all rows", v[0], len(drawn), *ends[k]) for k, v in got.items()]
 
-# %% ../nbs/10b_labelling.ipynb #cd2e38b2
+# %% ../nbs/10b_labelling.ipynb #828f11ff
 def _binary_sampled(score, p, at, many, y, threshold, value):
     bins = bins_of(score, threshold, 50)
     P, N = (_corrected(bins, bins.sums(q)[0], at, many, t - q[at]) for q, t in ((p, y), (1 - p, 1 - y)))
@@ -144,7 +146,7 @@ def _binary_sampled(score, p, at, many, y, threshold, value):
 
 def _error_sampled(learned, df, score, at, many, y, value):
     "Means of errors, their sizes and squares over all rows, corrected by the sample"
-    got = _errors(learned.models, np.c_[codes(learned.encoder, df), score])
+    got = _errors(learned.fitted[0], np.c_[codes(learned.encoder, df), score])
     e, n = score[at] - y, len(score)
     def mean(all_, own, guess): return all_.mean() + many @ (own - guess) / n
     bias, mae, mse = (mean(got[:, j], t, got[at, j]) for j, t in enumerate((e, np.abs(e), e**2)))

@@ -129,7 +129,7 @@ def average_precision(
     half = Z95 / np.sqrt(pos * a * (1 - a))
     return a, float(expit(logit(a) - half)), float(expit(logit(a) + half))
 
-# %% ../nbs/05_metrics.ipynb #3089b247
+# %% ../nbs/05_metrics.ipynb #5929f27f
 def calibration_error(
     y:np.ndarray, # Labels, 0 or 1
     score:np.ndarray, # Probabilities
@@ -148,6 +148,7 @@ def calibration_error(
     low, high = v - np.percentile(many, 97.5) + error(s - gap), np.percentile(error(rng.binomial(n, k, size=(draws, bins)) / n), 97.5)
     return v, max(0.0, min(low, v)) if sure else 0.0, max(high, v)
 
+# %% ../nbs/05_metrics.ipynb #3bd5082f
 def logistic(
     X:np.ndarray, # Rows x columns, without a constant
     y:np.ndarray, # Labels or probabilities, 0 to 1
