@@ -306,7 +306,7 @@ def _label_noise(learned, T, got, weight, parts, value):
     v = max((abs(x) for x in value.values()), default=0.0) if value else 0.0
     return dict(rmse=mse / max(4 * s, 1e-300), mae=mae, bias=err, r2=mse / spread**2, value=v**2 * (mae + err) / 4)
 
-# %% ../nbs/10_estimate.ipynb #e864057e
+# %% ../nbs/10_estimate.ipynb #6c1ca520
 @dataclass(frozen=True)
 class Estimate:
     "What one estimator says of one window, or of a group in it"
@@ -316,6 +316,7 @@ class Estimate:
     n: int                                     # labels that are expected
     why: str = ""                              # why it is not to be believed
 
+# %% ../nbs/10_estimate.ipynb #d8256edc
 def estimate(
     learned:Learned, # From `learn`
     df:pd.DataFrame, # Rows of the window
