@@ -263,7 +263,7 @@ def _reports_root(file):
     "The nearest folder called 'reports' above a file, else the file's own folder"
     return next((p for p in Path(file).resolve().parents if p.name == "reports"), Path(file).resolve().parent)
 
-# %% ../nbs/12_audit.ipynb #46506ee2
+# %% ../nbs/12_audit.ipynb #37700ab6
 TITLES = dict(select="Selection of the champion", drift="Drift", fairness="Fairness", explanation="Explanation", performance="Performance")
 
 def _entry(folder, file):
@@ -290,6 +290,7 @@ def refresh_index(
         entries = [_entry(d, f) for f in scopes[d]]
         m = next((e["model"] for e in entries if e["model"]), None)
         if (d/"model_card.html").is_file(): entries.insert(0, dict(title="Model card", verdict=worst([e["verdict"] for e in entries]), line="What the model is for, its data, the candidates compared, measures by group, limits and verdicts.", href=f"{d.name}/model_card.html", windows=[], links=[("as JSON", f"{d.name}/model_card.json")]))
-        out.append(dict(title=d.name, model=f"Model {m['name']}, version {m['version']}" if m else "", reports=entries))
+        told = next((h for f in scopes[d] if (h := json.loads(f.read_text()).get("harm"))), None)
+        out.append(dict(title=d.name, harm=told, model=f"Model {m['name']}, version {m['version']}" if m else "", reports=entries))
     body = _template("index.html.j2").render(scopes=out)
     return write_atomic(reports/"index.html", page("Reports", "mlgov-nb", Markup(body), footer="Made from the verdict files in this folder.", home="index.html"))

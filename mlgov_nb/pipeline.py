@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LIBRARIES', 'SOURCES', 'GAP', 'scope', 'lineage', 'describe_features', 'train_stage', 'candidate_measures', 'choose',
-           'select_stage', 'window_files', 'audit_params', 'audit_stage', 'run_audit', 'judge_stage', 'adhoc_audit',
-           'card_stage', 'trend', 'headline', 'git_commit', 'package_stage', 'bento_env', 'bento']
+           'select_stage', 'window_files', 'audit_params', 'audit_stage', 'run_audit', 'judge_stage', 'harm_stage',
+           'adhoc_audit', 'with_labels', 'card_stage', 'trend', 'headline', 'git_commit', 'package_stage', 'bento_env',
+           'bento']
 
-# %% ../nbs/12a_pipeline.ipynb #81a539e5
+# %% ../nbs/12a_pipeline.ipynb #2753afc2
 import hashlib
 import importlib.metadata
 import json
@@ -15,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
 from importlib.resources import files as resources
 from pathlib import Path
@@ -26,11 +28,13 @@ from . import __version__
 from .artifact import Artifact, add_document, load, parity_rows, save, verify
 from .audit import open_inputs, refresh_index, render, run_notebook
 from .candidates import fit
-from .dataset import describe, read_rows
+from .dataset import describe, prepare, read_rows, write_rows
 from .explain import explain, importance_shares, sample_rows
 from .fairness import fairness_measures
 from .features import codes, fit_encoder
 from .files import atomic_dir, sha256, to_json, write_atomic, write_json
+from .harm import harm
+from .labels import join_labels, read_labels
 from .metrics import quality
 from .profile import kinds_of, profile, to_dict
 from .settings import Card, ConfigError, MlgovError, Params, card_path, load_card
@@ -116,7 +120,7 @@ def train_stage(
     docs = dict(card=card.model_dump(), lineage=lineage(root, files, choices), profile=to_dict(profile(scored, kinds={**kinds_of(scored, card), "score": "numeric"})))
     return load(save(root/"models"/name, fitted, enc, meta, parity_rows(ref, card), docs))
 
-# %% ../nbs/12a_pipeline.ipynb #24d1ebf4
+# %% ../nbs/12a_pipeline.ipynb #bdcea8d4
 def candidate_measures(
     art:Artifact, # A candidate
     ref:pd.DataFrame, # Reference rows
@@ -126,7 +130,7 @@ def candidate_measures(
     "What `select` judges a candidate by"
     y, s = ref[card.target.name].to_numpy(float), art.score(ref)
     a = params.audit
-    return quality(card.task, y, s, art.threshold, a.min_n, a.resamples, params.seed) + fairness_measures(ref, [[k] for k in card.protected], card.task, y, s, art.threshold, a.min_n, a.resamples, params.seed, card.privileged)
+    return quality(card.task, y, s, art.threshold, a.min_n, a.resamples, params.seed, value=a.value or None) + fairness_measures(ref, [[k] for k in card.protected], card.task, y, s, art.threshold, a.min_n, a.resamples, params.seed, card.privileged)
 
 def _value(measures, name, subject="all rows"):
     return next((m["value"] for m in measures if (m["name"], m["subject"]) == (name, subject)), None)
@@ -234,7 +238,7 @@ def run_audit(
     if not nb.is_file(): raise ConfigError(f"params.yaml: audits.{name}: no notebook {nb.relative_to(root)}")
     return run_notebook(nb, Path(root)/given["out"]/f"{name}.ipynb", root, given)
 
-# %% ../nbs/12a_pipeline.ipynb #0f65fe52
+# %% ../nbs/12a_pipeline.ipynb #986a4df3
 def _facts(records, card):
     m, last = records[0]["model"], records[-1]["window"]
     ref = next((r["reference"] for r in records if r["reference"]), records[0]["window"])
@@ -253,12 +257,26 @@ def judge_stage(
     judged = recs if whole else [r for r in recs if r["window"]["name"] != "reference"]   # a file's verdict is of the file
     v = judge(name, judged, getattr(_limits(params, card), name), card.parity)
     foot = f"Re-compute: dvc repro · measures {name}.json, verdict {name}.verdict.json beside this page · reference {(recs[0]['reference'] or recs[0]['window'])['sha256']}"
+    if name in ("drift", "performance") and (out/"harm.json").is_file(): v["harm"] = json.loads((out/"harm.json").read_text())
     render(out/f"{name}.ipynb", out/f"{name}.html", v, _facts(recs, card), foot)
     write_json(out/f"{name}.verdict.json", v)
     refresh_index(Path(root)/"reports")
     return v
 
-# %% ../nbs/12a_pipeline.ipynb #fa401e6c
+# %% ../nbs/12a_pipeline.ipynb #10922db8
+def harm_stage(
+    root:Path, # The project's top folder
+    params:Params, # Its parameters
+    out:Path|None=None, # Folder of a file's audit; without it, the pipeline's
+)->dict|None: # Harmful or harmless, in sentences; None where performance was not measured
+    "Stage: join drift with the change of quality, where both were measured in a folder"
+    out, limits = Path(out or scope(root, params)), _limits(params, _card(root, params))
+    read = [json.loads((out/f"{a}.json").read_text()) if (out/f"{a}.json").is_file() else None for a in ("performance", "drift")]
+    told = harm(read[0], limits.performance, read[1], limits.drift) if read[0] else None
+    if told: write_json(out/"harm.json", told)
+    return told
+
+# %% ../nbs/12a_pipeline.ipynb #e0b77ed5
 def adhoc_audit(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -267,17 +285,36 @@ def adhoc_audit(
     reference:Path|None=None, # Another reference than the pipeline's
     model:Path|None=None, # Another model than the champion
     out:Path|None=None, # Where the files go; `reports/audit_<file name>` by default
+    labels:Path|None=None, # Labels in a file of their own
 )->tuple[dict, Path]: # The verdict file, and the page
     "Run one audit on any file: measures, verdict, page"
     current = Path(current).resolve()
     window = current.name.split(".")[0]
+    if labels:
+        with tempfile.TemporaryDirectory() as d:
+            return adhoc_audit(root, params, name, with_labels(_card(root, params), current, labels, Path(d)/f"{window}.parquet"), reference, model, out)
     out = Path(out).resolve() if out else Path(root)/"reports"/f"audit_{window}"
     given = {**audit_params(root, params, {"current" if window == "reference" else window: str(current)}), "out": str(out)}
     if reference: given["reference"] = str(Path(reference).resolve())
     if model: given["model"] = str(Path(model).resolve())
     open_inputs(**{**{k: v for k, v in given.items() if k != "out"}, "root": root})   # bad input is told before a kernel starts
     run_audit(root, params, name, given)
+    harm_stage(root, params, out)
     return judge_stage(root, params, name, out), out/f"{name}.html"
+
+# %% ../nbs/12a_pipeline.ipynb #353042f3
+def with_labels(
+    card:Card, # What the rows are
+    file:Path, # Rows, CSV or Parquet
+    labels:Path, # Their labels: id and target, `observed_at` where there is one
+    out:Path, # Where the joined rows go
+)->Path: # `out`
+    "Rows with the labels of another file; what did not fit is printed"
+    rows, refused = prepare(read_rows(file), card, where=str(file), labelled=False)
+    joined, report = join_labels(rows, read_labels(labels, card), card)
+    print(report.words + (f"; {len(refused):,} rows of {Path(file).name} were refused" if len(refused) else ""))
+    write_rows(out, joined)
+    return out
 
 # %% ../nbs/12a_pipeline.ipynb #39e463b6
 def card_stage(

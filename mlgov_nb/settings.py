@@ -188,7 +188,7 @@ class Limits(_Strict):
     explanation: list[Limit] = []
     performance: list[Limit] = []
 
-# %% ../nbs/00_settings.ipynb #87791c27
+# %% ../nbs/00_settings.ipynb #7a651064
 class AuditSettings(_Strict):
     "How carefully audits measure"
     min_n: int = Field(30, ge=2)               # smaller groups are counted, never rated
@@ -200,6 +200,7 @@ class AuditSettings(_Strict):
     outlier_rate: float = Field(0.01, gt=0, lt=0.5)   # share of unchanged rows that may be called outliers
     compare_with: str = "reference"            # 'reference', 'previous', 'same month', 'same quarter', 'same weekday', or a window's name
     history: list[str] = []                    # windows in which nothing was wrong: what they vary by is no drift
+    value: dict[Literal["tp", "fp", "fn", "tn", "over", "under"], float] = {}   # worth of a decision's four outcomes; of a unit predicted too high and too low
     explain_rows: int = Field(200, ge=10)
     background: int = Field(50, ge=10)
 

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'BROKEN', 'TOLERATED', 'BOUNDED', 'MAIN', 'scoreboard', 'Pick', 'pick', 'expected_measures', 'best_known',
-           'plot_promises']
+           'group_masks', 'plot_promises']
 
-# %% ../nbs/10a_track.ipynb #2cd0503a
+# %% ../nbs/10a_track.ipynb #9ed935c7
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from .estimate import Estimate
+from .fairness import cross
 from .metrics import Z95, change, measure, ratio
 
 # %% ../nbs/10a_track.ipynb #973c17e1
@@ -87,7 +88,7 @@ def _within(name, v, half):
     "The ends of an interval, those of rates inside [0, 1]"
     return (max(v - half, 0.0), min(v + half, 1.0)) if name in BOUNDED else (v - half, v + half)
 
-# %% ../nbs/10a_track.ipynb #20c63404
+# %% ../nbs/10a_track.ipynb #b2fae0f1
 MAIN = dict(binary="auc", regression="rmse")
 
 def best_known(
@@ -111,7 +112,20 @@ def _better(truth, guess):
     def width(m): return m["high"] - m["low"]
     if not known(guess): return truth
     if not known(truth): return guess
-    return guess if width(guess) < width(truth) and truth["low"] <= guess["value"] <= truth["high"] else truth
+    return guess if 1.5 * width(guess) < width(truth) and truth["low"] <= guess["value"] <= truth["high"] else truth
+
+# %% ../nbs/10a_track.ipynb #8d01cbd2
+def group_masks(
+    reference:pd.DataFrame, # Reference rows
+    window:pd.DataFrame, # Rows of a window
+    attributes:list[str], # Protected attributes
+)->dict[str, tuple[np.ndarray, np.ndarray]]: # Group: its rows in the window, and in the reference
+    "Which rows belong to which group"
+    out = {}
+    for a in attributes:
+        now, was = cross(window, [a]).to_numpy(), cross(reference, [a]).to_numpy()
+        out |= {g: (now == g, was == g) for g in sorted(set(now))}
+    return out
 
 # %% ../nbs/10a_track.ipynb #5c592d27
 def plot_promises(

@@ -30,10 +30,11 @@ def schema(
     "The shipped JSON Schema of a kind of file"
     return json.loads((files("mlgov_nb")/"schemas"/f"{name}.schema.json").read_text())
 
-# %% ../nbs/11_verdict.ipynb #2b561033
+# %% ../nbs/11_verdict.ipynb #4ef1edb0
 WORDS = dict(auc="AUC", auc_change="change of AUC", auc_difference="difference of AUC", selection_rate_all="selection rate of all rows", mean_score_all="mean score of all rows", mean_score_difference_all="difference of mean scores of all rows", r2="R²", rmse="RMSE", rmse_ratio="RMSE against the reference's", mae_ratio="ratio of mean absolute errors",
              selection_rate_ratio="selection-rate ratio", selection_rate_ratio_all="selection-rate ratio of all rows", equalized_odds_difference="equalized-odds difference", mean_prediction_difference="difference of mean predictions",
-             drift_share="share of drifted features", joint_drift="share of tests of all columns together that found drift", drifted="drift", drift_importance="share of the model's importance in drifted features", drift_impact="drift weighted by importance", outlier_share="share of outliers", js_distance="Jensen-Shannon distance", additivity_error="additivity error of the explanations", importance_share_max="largest feature's share of the importance", attribution_ndcg="ranking of the importances against the reference's (NDCG)", disparate_impact="disparate impact", label_coverage="label coverage")
+             drift_share="share of drifted features", joint_drift="share of tests of all columns together that found drift", drifted="drift", drift_importance="share of the model's importance in drifted features", drift_impact="drift weighted by importance", outlier_share="share of outliers", js_distance="Jensen-Shannon distance", additivity_error="additivity error of the explanations", importance_share_max="largest feature's share of the importance", attribution_ndcg="ranking of the importances against the reference's (NDCG)", disparate_impact="disparate impact", label_coverage="label coverage",
+             auc_now="AUC as known today", auc_change_now="change of AUC as known today", rmse_now="RMSE as known today", rmse_ratio_now="RMSE as known today, against the reference's")
 ORDER = ["pass", "warn", "unknown", "fail"]
 
 def words(name): return WORDS.get(name, name.replace("_", " "))
@@ -42,7 +43,7 @@ def number(x):
     "A number as a reader wants it"
     return "none" if x is None else f"{x:.3f}".rstrip("0").rstrip(".") if 1e-3 <= abs(x) < 1000 else "0" if x == 0 else f"{x:.3g}"
 
-# %% ../nbs/11_verdict.ipynb #9b1e7382
+# %% ../nbs/11_verdict.ipynb #8d754361
 def _bound(limit):
     return " and ".join(f"{s} {number(b)}" for s, b in (("≥", limit.min), ("≤", limit.max)) if b is not None)
 
@@ -61,6 +62,7 @@ def check(
     else: verdict, tail = "pass", f"holds the limit {_bound(limit)}"
     band = f" (95% {number(low)} to {number(high)}, n {m['n']:,})" if low is not None and v is not None else f" (n {m['n']:,})"
     what = words(m["name"]) + ("" if m["subject"] in ("all rows", "all columns", "features") else f", {m['subject']}")
+    if m["name"].endswith("_now") and v is not None: tail = f"{m['note']}, {tail}"
     said = number(v) if m["name"] != "drifted" else f"{'yes' if v else 'no'}, {m.get('note', '').removeprefix(m['subject'] + ': ')}"
     sentence = f"{what}, {window}: {said}{band} {tail}" if v is not None else f"{what}, {window}: {tail}{band}"
     return dict(measure=m["name"], subject=m["subject"], window=window, value=v, n=m["n"], low=low, high=high, bound=_bound(limit), verdict=verdict, required=limit.required, sentence=sentence)
