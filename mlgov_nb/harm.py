@@ -35,7 +35,7 @@ def level(
     if value > warn and low > 0: return "harmful"
     return "harmless" if value <= warn and high <= fail else "cannot tell"
 
-# %% ../nbs/11b_harm.ipynb #9e06bfcd
+# %% ../nbs/11b_harm.ipynb #d9ec71ca
 TITLE = dict(auc="AUC", rmse="RMSE")
 
 def _drift_words(checks, window):
@@ -51,7 +51,7 @@ def _quality_words(name, ref, ms):
     was = f"{number(ref['value'])} → " if ref else ""
     if guess and guess["value"] is not None: said = f"expected {TITLE[name]} {was}{number(guess['value'])}"
     else: said = f"no estimate of the {TITLE[name]} ({guess['note'].removeprefix('cannot tell: ')})" if guess else f"{TITLE[name]} {was.removesuffix(' → ')} on the reference" if ref else f"no estimate of the {TITLE[name]}"
-    if not truth or truth["value"] is None: return f"{said}, " + (f"only {truth['n']:,} labels, too few to confirm it" if truth and truth["n"] else "no labels yet")
+    if not truth or truth["value"] is None: return f"{said}, " + (f"not confirmed: {truth.get('note', '').removeprefix('cannot tell: ') or 'too few labels'}" if truth and truth["n"] else "no labels yet")
     part = " of rows unlike the rest" if labels and "not like" in labels.get("note", "") else ""
     return f"{said}, confirmed {number(truth['value'])} on {truth['n']:,} labels{part}"
 

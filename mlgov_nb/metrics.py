@@ -199,7 +199,7 @@ def confusion(
 def _f1(c):
     with np.errstate(all="ignore"): return 2 * c[..., 0] / (2 * c[..., 0] + c[..., 1] + c[..., 2])
 
-# %% ../nbs/05_metrics.ipynb #af8e8cc2
+# %% ../nbs/05_metrics.ipynb #7d9c411a
 def binary_measures(
     y:np.ndarray, # Labels: 0, 1, NaN where unlabelled
     score:np.ndarray, # Probabilities
@@ -215,7 +215,8 @@ def binary_measures(
     out = [rate("label_coverage", subject, known.sum(), len(y))]
     y, s = y[known].astype(int), score[known]
     few = len(y) < min_n or len(set(y)) < 2
-    for name, f in (("auc", auc), ("average_precision", average_precision)): out.append(measure(name, subject, *([None, len(y)] if few else (lambda a: (a[0], len(y), a[1], a[2]))(f(y, s)))))
+    why = dict(note=f"cannot tell: {'no' if not len(y) else f'only {len(y):,}'} labels" if len(y) < min_n else f"cannot tell: all {len(y):,} labels are of one class") if few else {}
+    for name, f in (("auc", auc), ("average_precision", average_precision)): out.append(measure(name, subject, *([None, len(y)] if few else (lambda a: (a[0], len(y), a[1], a[2]))(f(y, s)))) | why)
     c = confusion(y, s >= threshold)
     p = np.clip(s, 1e-15, 1 - 1e-15)
     out += [mean("log_loss", subject, -(y * np.log(p) + (1 - y) * np.log1p(-p)), min_n), mean("brier", subject, (s - y) ** 2, min_n),

@@ -238,7 +238,7 @@ def run_audit(
     if not nb.is_file(): raise ConfigError(f"params.yaml: audits.{name}: no notebook {nb.relative_to(root)}")
     return run_notebook(nb, Path(root)/given["out"]/f"{name}.ipynb", root, given)
 
-# %% ../nbs/12a_pipeline.ipynb #986a4df3
+# %% ../nbs/12a_pipeline.ipynb #0a9cbaf8
 def _facts(records, card):
     m, last = records[0]["model"], records[-1]["window"]
     ref = next((r["reference"] for r in records if r["reference"]), records[0]["window"])
@@ -255,7 +255,8 @@ def judge_stage(
     if not (out/f"{name}.json").is_file(): raise MlgovError(f"{out/name}.json: no measures to judge; run the audit first")
     recs = json.loads((out/f"{name}.json").read_text())
     judged = recs if whole else [r for r in recs if r["window"]["name"] != "reference"]   # a file's verdict is of the file
-    v = judge(name, judged, getattr(_limits(params, card), name), card.parity)
+    limits = [x for x in getattr(_limits(params, card), name) if whole or x.window != "reference"]
+    v = judge(name, judged, limits, card.parity)
     foot = f"Re-compute: dvc repro · measures {name}.json, verdict {name}.verdict.json beside this page · reference {(recs[0]['reference'] or recs[0]['window'])['sha256']}"
     if name in ("drift", "performance") and (out/"harm.json").is_file(): v["harm"] = json.loads((out/"harm.json").read_text())
     render(out/f"{name}.ipynb", out/f"{name}.html", v, _facts(recs, card), foot)
@@ -276,7 +277,7 @@ def harm_stage(
     if told: write_json(out/"harm.json", told)
     return told
 
-# %% ../nbs/12a_pipeline.ipynb #e0b77ed5
+# %% ../nbs/12a_pipeline.ipynb #d4451c84
 def adhoc_audit(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -298,6 +299,7 @@ def adhoc_audit(
     if reference: given["reference"] = str(Path(reference).resolve())
     if model: given["model"] = str(Path(model).resolve())
     open_inputs(**{**{k: v for k, v in given.items() if k != "out"}, "root": root})   # bad input is told before a kernel starts
+    if name == "performance" and (past := scope(root, params)/"performance.json").is_file(): given["record"] = str(past)
     run_audit(root, params, name, given)
     harm_stage(root, params, out)
     return judge_stage(root, params, name, out), out/f"{name}.html"
