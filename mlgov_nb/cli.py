@@ -241,7 +241,7 @@ def explain(
     for c in told["counterfactuals"]: _say(f"  {_way(c)}")
     if not told["counterfactuals"]: _say("  none found: no change of up to three of the features that the card calls actionable turns it")
 
-# %% ../nbs/19_cli.ipynb #4bf44d33
+# %% ../nbs/19_cli.ipynb #51ca8e15
 @label.command("next")
 def label_next(
     file: Annotated[Path, typer.Argument(help="A CSV or Parquet file of the card's shape, whose rows have no label yet.")],
@@ -258,6 +258,7 @@ def label_next(
     if q.known: _say(f"{q.known:,} rows have a label already and are left out: the answer will be of the {len(q.rows):,} that have none")
     _say(f"{out}: {len(t):,} of {len(q.rows):,} rows, in {t.stratum.nunique()} strata; fill in {q.card.target.name}, keep the weights, then: mlgov label estimate {file} {out}")
 
+# %% ../nbs/19_cli.ipynb #dd4821f8
 @label.command("estimate")
 def label_estimate(
     file: Annotated[Path, typer.Argument(help="The file that `mlgov label next` was given.")],

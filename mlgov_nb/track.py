@@ -82,7 +82,7 @@ def _broken(r, extra):
     if abs(r.error) <= max(BROKEN * np.sqrt(r.se**2 + extra), far): return ""
     return f"calibration is no longer plausible: in {r.window} {r.estimator} expected {r.estimate:.3f} and {r.n:,} labels showed {r.truth:.3f}"
 
-# %% ../nbs/10a_track.ipynb #2c1b84e9
+# %% ../nbs/10a_track.ipynb #8b9acdb3
 def expected_measures(
     found:list[Estimate], # Estimates of one window
     chosen:Pick, # Who speaks
@@ -93,6 +93,7 @@ def expected_measures(
         for k, (v, se) in e.values.items():
             half = Z95 * se
             if e.subject == "all rows": out.append(measure(f"{k}_estimate", e.name, v, e.n, *_within(k, v, half)))
+        if e.subject == "all rows": out += _assumption(e)
         if e.name != chosen.name: continue
         for k in e.values or ["auc" if e.name.endswith(("cbpe", "pape")) else "rmse"]:
             v, se = e.values.get(k, (np.nan, np.nan))
@@ -100,6 +101,11 @@ def expected_measures(
             m = measure(f"{k}_expected", e.subject, None if why else v, e.n, *([None, None] if why else _within(k, v, Z95 * np.sqrt(se**2 + chosen.extra.get(k, 0.0)))))
             out.append({**m, "note": f"cannot tell: {why}" if why else chosen.words})
     return out
+
+def _assumption(e):
+    "What is known of an estimator's assumption, as measures"
+    out = [{**measure("reference_overlap", e.name, e.covered, e.n), "note": f"{e.effective:,.0f} rows of the reference are like this window's"}] if e.covered is not None else []
+    return out + ([measure("estimate_calibration_error", e.name, e.error[0], e.n, *e.error[1:])] if e.error else [])
 
 BOUNDED = ("auc", "accuracy", "precision", "recall", "f1", "brier")
 

@@ -52,4 +52,4 @@ def test_regression_card(fresh):
     gap = {c["subject"]: c["value"] for c in select["checks"] if c["measure"] == "mean_prediction_difference"}
     assert gap["gender@mlp_fair"] < min(v for k, v in gap.items() if k != "gender@mlp_fair")
     assert {"mean_prediction_difference", "mae_ratio"} == {c["measure"] for c in fair["checks"]}
-    assert {"r2", "rmse_ratio"} == {c["measure"] for c in verdict(fresh, "gss_income", "performance")["checks"]}
+    assert {"r2", "rmse_ratio_now"} == {c["measure"] for c in verdict(fresh, "gss_income", "performance")["checks"]}

@@ -96,10 +96,10 @@ def test_exported_cells_are_short(nb):
 def test_committed_evidence_follows_its_schema():
     found = sorted((ROOT/"reports").glob("*/*.json"))
     names = {p.name for p in found}
-    assert {"drift.json", "fairness.json", "explanation.json", "performance.json", "select.json"} <= names
+    assert {"drift.json", "fairness.json", "explanation.json", "performance.json", "select.json", "harm.json"} <= names
     for p in found:
         if p.name in ("metrics.json", "model_card.json"): continue
-        jsonschema.validate(json.loads(p.read_text()), schema("verdict" if p.name.endswith(".verdict.json") else "measures"))
+        jsonschema.validate(json.loads(p.read_text()), schema("verdict" if p.name.endswith(".verdict.json") else "harm" if p.name == "harm.json" else "measures"))
 
 
 def test_lock_is_exact_and_portable():
