@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Question', 'question', 'ask', 'answer']
 
-# %% ../nbs/12c_ask.ipynb #4c942c2e
-from dataclasses import dataclass
+# %% ../nbs/12c_ask.ipynb #08bd2c0e
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ def ask(
     write_atomic(out, t.assign(**{q.card.target.name: ""}).to_csv(index=False, float_format="%.10g"))
     return t
 
-# %% ../nbs/12c_ask.ipynb #2d6d73ca
+# %% ../nbs/12c_ask.ipynb #ce4cd595
 def answer(
     q:Question, # From `question`, of the same file
     sample:Path, # The CSV that `ask` wrote, filled in
@@ -75,11 +75,11 @@ def answer(
     "What the filled-in labels say of all rows without a label"
     got = read_rows(sample)
     if gone := [c for c in (q.card.id, "stratum", "weight", q.card.target.name) if c not in got]: raise DataError(f"{sample}: no column {', '.join(gone)}; expected the file that `mlgov label next` wrote, with {q.card.target.name} filled in")
-    said = read_labels(sample, q.card)
-    drawn = got[[q.card.id, "stratum", "weight"]].assign(label=said[q.card.target.name].to_numpy())
+    drawn = got[[q.card.id, "stratum", "weight"]].assign(label=read_labels(sample, q.card)[q.card.target.name].to_numpy())
+    if not pd.api.types.is_numeric_dtype(q.rows[q.card.id]): drawn[q.card.id] = pd.read_csv(sample, dtype="str", keep_default_na=False)[q.card.id].to_numpy()       # '0017' is not 17
     if drawn.label.isna().all(): raise DataError(f"{sample}: no label is filled in; the column is {q.card.target.name}")
     if drawn[q.card.id].duplicated().any(): raise DataError(f"{sample}: {q.card.id} {drawn[q.card.id][drawn[q.card.id].duplicated()].iloc[0]} is there twice; each drawn row has one line")
     have = {m["name"].removesuffix("_sampled"): m for m in sampled_quality(q.learned, q.rows, q.score, drawn, threshold, value, id=q.card.id)}
-    guess = estimate(q.learned, q.rows, q.score, threshold, value, names=[q.learned.names[0]])[0].values
+    guess = estimate(replace(q.learned, labelled=None), q.rows, q.score, threshold, value, names=[q.learned.names[0]])[0].values
     rows = [dict(measure=k, value=m["value"], low=m["low"], high=m["high"], n=m["n"], **dict(zip(("expected", "expected_low", "expected_high"), (guess[k][0], guess[k][0] - Z95 * guess[k][1], guess[k][0] + Z95 * guess[k][1]) if k in guess else (np.nan,) * 3))) for k, m in have.items()]
     return pd.DataFrame(rows).set_index("measure")

@@ -20,7 +20,7 @@ from .metrics import Z95, calibration_error, log_odds, logistic, worth
 from .settings import MlgovError
 from .where import NOTHING
 
-# %% ../nbs/10_estimate.ipynb #b175504f
+# %% ../nbs/10_estimate.ipynb #c011225a
 @dataclass(frozen=True)
 class Bins:
     "Rows in bins of increasing score"
@@ -39,14 +39,13 @@ def bins_of(
     bins:int=1000, # At most about so many
 )->Bins: # The bin of each row
     "Put rows into bins of increasing score, of which none contains the threshold"
-    seen, at = np.unique(score, return_inverse=True)
-    if len(seen) > bins:
+    mean, at = np.unique(score, return_inverse=True)
+    if many := len(mean) > bins:
         order = np.argsort(score, kind="stable")
         at = np.empty(len(score), int); at[order] = np.arange(len(score)) * bins // len(score)
         at = np.unique(2 * at + (score >= threshold), return_inverse=True)[1]
-    n = np.bincount(at)
-    mean = np.bincount(at, weights=score) / n
-    return Bins(at, mean, mean >= threshold)
+    if many: mean = np.bincount(at, weights=score) / np.bincount(at)
+    return Bins(at, mean, np.bincount(at, weights=score >= threshold) > 0)
 
 # %% ../nbs/10_estimate.ipynb #34dabff3
 def binary_expected(
@@ -178,7 +177,7 @@ def replace_columns(columns):
     held = [k for k in getattr(columns, "protected", {}) if k not in columns.categorical]
     return replace(NOTHING, numeric=list(columns.numeric), categorical=[*columns.categorical, *held])
 
-# %% ../nbs/10_estimate.ipynb #b6719a5a
+# %% ../nbs/10_estimate.ipynb #b70cb9b8
 @dataclass(frozen=True)
 class Shift:
     "How a window lies to the reference"
@@ -187,10 +186,10 @@ class Shift:
     covered: float         # share of the window that the reference covers
     why: str = ""          # why no estimate that rests on it can be believed
 
-COVERED, EFFECTIVE = 0.9, 100            # least share of a window that the reference covers; fewest reference rows like it
+COVERED, EFFECTIVE = 0.9, 100            # least share of a window that the reference covers; fewest reference rows like it, or half of them
 UNSEEN = Shift(np.ones(0), 0.0, 1.0)     # where inputs are not looked at
 
-# %% ../nbs/10_estimate.ipynb #fe6b3453
+# %% ../nbs/10_estimate.ipynb #b8818a52
 def density_ratio(
     learned:Learned, # From `learn`
     Z:np.ndarray, # Codes of the window
@@ -213,10 +212,10 @@ def density_ratio(
     covered = float((w * (odds <= 20)).sum() / w.sum())
     ratio = np.clip(ratio, 1e-3, 50)
     effective = float(ratio.sum() ** 2 / (ratio**2).sum())
-    why = f"{1 - covered:.0%} of the rows are like none of the reference" if covered < COVERED else f"only {effective:.0f} rows of the reference are like this window's" if effective < EFFECTIVE else ""
+    why = f"{1 - covered:.0%} of the rows are like none of the reference" if covered < COVERED else f"only {effective:.0f} rows of the reference are like this window's" if effective < min(EFFECTIVE, len(ratio) / 2) else ""
     return Shift(ratio / ratio.mean(), effective, covered, why)
 
-# %% ../nbs/10_estimate.ipynb #b5758a3f
+# %% ../nbs/10_estimate.ipynb #f5180ba1
 def shares(
     learned:Learned, # From `learn`
     Z:np.ndarray, # Codes of the window
@@ -228,6 +227,7 @@ def shares(
     "Expected outcome of each row, once without each tenth of the reference"
     flat = dict(cbpe=0.0, pape=1.0, mcbpe=0.5)[name]
     w, use = np.ones(len(learned.y)) if flat == 0 else ratio**flat, np.ones(len(learned.y), bool) if only is None else only
+    score = np.clip(score, learned.score.min(), learned.score.max())                     # what the reference does not show is not extrapolated
     A, bins = _spline(learned.score, learned.knots), bins_of(score, 0.5)
     if name == "mcbpe": A, B, at = np.c_[learned.fitted[1], A], np.c_[_outcome_odds(learned.fitted[0], Z, design(learned.encoder, Z), score), _spline(score, learned.knots)], slice(None)
     else: B, at = _spline(bins.score, learned.knots), bins.at       # the same for every row of a bin
@@ -255,7 +255,7 @@ def reference_error(
         p[own] = expit(b[0] + A[own] @ b[1:])
     return calibration_error(learned.y, p, 300, np.random.default_rng(learned.seed))
 
-# %% ../nbs/10_estimate.ipynb #367e29da
+# %% ../nbs/10_estimate.ipynb #6e354f45
 def _simulate(p, w, bins, rng, draws=300):
     "Tables of outcomes that these shares and probabilities of a label may bring, as normal draws per bin"
     P, N = w * p, w * (1 - p)
@@ -263,7 +263,7 @@ def _simulate(p, w, bins, rng, draws=300):
     z = rng.standard_normal((2, draws, len(P)))
     with np.errstate(all="ignore"): slope = np.where(vP > 0, -c / vP, 0.0)
     d = z[0] * np.sqrt(vP)
-    return np.maximum(P + d, 0), np.maximum(N + slope * d + z[1] * np.sqrt(np.maximum(vN - slope**2 * vP, 0)), 0)
+    return P + d, N + slope * d + z[1] * np.sqrt(np.maximum(vN - slope**2 * vP, 0))      # below nought is right: cut off, the spread would be too small
 
 def _spread(parts, draws):
     "Standard error of an estimate, so that 1.96 of them make its 95% interval"
@@ -309,7 +309,7 @@ def error_estimate(
     noise = _label_noise(learned, T, got, weight, parts, value)
     return {m: (float(v.mean()), float(np.sqrt((stdtrit(GROUPS - 1, 0.975) / Z95) ** 2 * (GROUPS - 1) / GROUPS * ((v - v.mean()) ** 2).sum() + noise[m]))) for m, v in parts.items()}
 
-# %% ../nbs/10_estimate.ipynb #0b28bae7
+# %% ../nbs/10_estimate.ipynb #c3da6c10
 def _error_measures(got, score, weight, value):
     e, a, s = np.average(got, axis=0, weights=weight)
     def mean(x): return np.average(x, weights=weight)
@@ -323,10 +323,10 @@ def _label_noise(learned, T, got, weight, parts, value):
     rel = ((T - learned.fitted[1]) ** 2).mean(0) / np.maximum((learned.fitted[1] ** 2).mean(0), 1e-300)
     mae, mse, err = rel[1] * np.average(got[:, 1] ** 2, weights=weight) / n, rel[2] * np.average(got[:, 2] ** 2, weights=weight) / n, s / n
     spread = s / max(1 - parts["r2"].mean(), 1e-9)
-    v = max((abs(x) for x in value.values()), default=0.0) if value else 0.0
-    return dict(rmse=mse / max(4 * s, 1e-300), mae=mae, bias=err, r2=mse / spread**2, value=v**2 * (mae + err) / 4)
+    a, b = (abs((value or {}).get("over", 0.0) + sign * (value or {}).get("under", 0.0)) / 2 for sign in (1, -1))       # value = a × size + b × error
+    return dict(rmse=mse / max(4 * s, 1e-300), mae=mae, bias=err, r2=mse / spread**2, value=(a * np.sqrt(mae) + b * np.sqrt(err)) ** 2)
 
-# %% ../nbs/10_estimate.ipynb #b6d81208
+# %% ../nbs/10_estimate.ipynb #55b14d71
 @dataclass(frozen=True)
 class Estimate:
     "What one estimator says of one window, or of a group in it"
@@ -338,11 +338,12 @@ class Estimate:
     covered: float|None = None                 # share of the window that the reference covers, where inputs are looked at
     effective: float|None = None               # reference rows that are like the window
     error: tuple|None = None                   # calibration error on the reference, with its interval
+    part: bool = False                         # does it speak of rows like those that get labels, or of all?
 
 ASSUMES = dict(cbpe="a score means what it meant in the reference", pape="equal inputs have the outcome as often as in the reference; reference and window overlap", dle="equal inputs err as much as in the reference")
 ASSUMES |= dict(mcbpe=ASSUMES["pape"], dle_weighted=f"{ASSUMES['dle']}; reference and window overlap")
 
-# %% ../nbs/10_estimate.ipynb #1f4a85ce
+# %% ../nbs/10_estimate.ipynb #9182eec3
 def estimate(
     learned:Learned, # From `learn`
     df:pd.DataFrame, # Rows of the window
@@ -364,18 +365,24 @@ def estimate(
         at, Z, w, shift = (np.arange(len(df)), None, np.ones(len(df)), seen[3]) if few or (name == "cbpe" and learned.labelled is None) else seen
         for subject, (rows, only) in parts.items():
             r = rows[at]; n = int(round(w[r].sum() * len(df) / len(at))) if len(at) else 0
-            why = few or (f"only {n} rows" if n < min_n else f"{int(only.sum())} labels of its kind in the reference" if only is not None and only.sum() < max(min_n, 2 * GROUPS) else "")
+            why = few or (f"only about {n} labels to come, of {rows.sum():,} rows" if n < min_n else _too_few(learned, only, min_n))
             got = {} if why else _one(learned, None if Z is None else Z[r], score[at][r], w[r], name, shift, threshold, value, only)
-            out.append(Estimate(name, subject, got, n, why or _doubt(name, shift, off.get(name)), *((shift.covered, shift.effective) if len(shift.ratio) else (None, None)), off.get(name)))
+            out.append(Estimate(name, subject, got, n, why or _doubt(name, shift, off.get(name)), *((shift.covered, shift.effective) if len(shift.ratio) else (None, None)), off.get(name), learned.labelled is not None))
     return sorted(out, key=lambda e: e.subject != "all rows")
 
-# %% ../nbs/10_estimate.ipynb #dac02cb7
+# %% ../nbs/10_estimate.ipynb #974110ce
 def _looked_at(learned, df, names):
     "The rows whose inputs are looked at, their codes, probabilities of a label, and how they lie to the reference"
     at = np.sort(np.random.default_rng(learned.seed).permutation(len(df))[:MAX_WINDOW])
     Z = codes(learned.encoder, df.iloc[at])
     w = learned.weight(Z)
     return at, Z, w, density_ratio(learned, Z, w) if set(names) & {"mcbpe", "pape", "dle_weighted"} else UNSEEN
+
+def _too_few(learned, only, min_n):
+    "Why a group's own reference rows cannot calibrate; '' if they can"
+    if only is None: return ""
+    least = min([only.sum(), *((2 * (learned.y[only] == c).sum() for c in (0, 1)) if learned.task == "binary" else ())])
+    return f"{int(only.sum())} labels of its kind in the reference" + (f", {int(learned.y[only].sum())} of them positive" if learned.task == "binary" else "") if least < max(min_n, 2 * GROUPS) else ""
 
 def _doubt(name, shift, error):
     "Why an estimator's assumption does not hold here; '' if nothing speaks against it"

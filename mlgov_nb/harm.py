@@ -5,19 +5,17 @@
 # %% auto #0
 __all__ = ['MOVED', 'TITLE', 'level', 'harm']
 
-# %% ../nbs/11b_harm.ipynb #a931592b
+# %% ../nbs/11b_harm.ipynb #b1bd246e
 from .settings import Limit
-from .verdict import number, run_checks, worst
+from .verdict import number, run_checks, words, worst
 
-# %% ../nbs/11b_harm.ipynb #643aa99f
-MOVED = ("auc_change_now", "rmse_ratio_now")
+# %% ../nbs/11b_harm.ipynb #e7d6737a
+MOVED = ("auc_change_now", "rmse_ratio_now", "value_change_now")
 
 def _bounds(limits):
-    "The measure that tells a fall, and the falls (positive, in its points) that are a warning and a failure"
-    own = [x for x in limits if x.measure in MOVED]
-    if not own: return None, 0.0, 0.0
-    falls = sorted((-x.min if x.min is not None else x.max - 1) for x in own)
-    return own[0].measure, falls[0], falls[-1]
+    "Measures that tell a fall, the main one first: the falls (positive, in its points) that are a warning and a failure"
+    falls = {k: sorted((-x.min if x.min is not None else x.max - 1) for x in limits if x.measure == k) for k in MOVED}
+    return {k: (v[0], v[-1]) for k, v in falls.items() if v}
 
 def _fall(m):
     "A change as a fall: value, low, high; positive is worse"
@@ -25,7 +23,7 @@ def _fall(m):
     return -m["value"], -m["high"], -m["low"]
 
 def level(
-    m:dict, # Measure `auc_change_now` or `rmse_ratio_now`
+    m:dict, # A measure of `MOVED`
     warn:float, # The fall that is a warning
     fail:float, # The fall that is a failure
 )->str: # 'harmful', 'harmless' or 'cannot tell'
@@ -35,7 +33,7 @@ def level(
     if value > warn and low > 0: return "harmful"
     return "harmless" if value <= warn and high <= fail else "cannot tell"
 
-# %% ../nbs/11b_harm.ipynb #d9ec71ca
+# %% ../nbs/11b_harm.ipynb #ac10bfd0
 TITLE = dict(auc="AUC", rmse="RMSE")
 
 def _drift_words(checks, window):
@@ -43,7 +41,8 @@ def _drift_words(checks, window):
     own = [c for c in checks if c["window"] == window]
     if not own: return "drift not audited"
     share = next((c["value"] for c in own if c["measure"] == "drift_share"), None)
-    return {"pass": "no drift", "unknown": "drift cannot be told"}.get(worst([c["verdict"] for c in own]), "drift" + (f" in {share:.0%} of the features" if share else ""))
+    if {"warn", "fail"} & {c["verdict"] for c in own}: return "drift" + (f" in {share:.0%} of the features" if share else "")
+    return "no drift" if worst([c["verdict"] for c in own]) == "pass" else "drift cannot be told"
 
 def _quality_words(name, ref, ms):
     "Expected and confirmed quality of a window in words"
@@ -60,7 +59,19 @@ def _cause(name, ms):
     a, b = (ms.get((k, name)) for k in ("covariate_part", "concept_part"))
     return f"; {number(a['value'])} of it from the inputs, {number(b['value'])} from a changed relation" if a and b and None not in (a["value"], b["value"]) else ""
 
-# %% ../nbs/11b_harm.ipynb #4206b0ac
+def _one_window(r, base, bounds, drift):
+    "Level and sentence of one window"
+    ms, w = {(m["name"], m["subject"]): m for m in r["measures"]}, r["window"]["name"]
+    name = "rmse" if "rmse_ratio_now" in bounds else "auc"
+    levels = {k: level(ms.get((k, "all rows"), dict(name=k, value=None, low=None)), *b) for k, b in bounds.items() if k != "value_change_now" or (k, "all rows") in ms}
+    said = next((x for x in ("harmful", "cannot tell") if x in levels.values()), "harmless") if levels else "cannot tell"
+    told = {k: f"{words(k)} {number(m['value'])}, 95% {number(m['low'])} to {number(m['high'])}" for k, v in levels.items() if v == said and (m := ms.get((k, "all rows"))) and m["low"] is not None}
+    more = "" if said == "harmless" or not told else f" ({'; '.join(told.values())})"
+    if not levels: more = " (the policy limits no change of quality)"
+    cause = _cause(name, ms) if levels.get(f"{name}_change_now", levels.get("rmse_ratio_now")) == "harmful" else ""
+    return dict(window=w, verdict=said, sentence=f"{w}: {drift}, {'cannot tell whether it harms' if said == 'cannot tell' else said}: {_quality_words(name, base.get((name, 'all rows')), ms)}{more}{cause}")
+
+# %% ../nbs/11b_harm.ipynb #8dfafa3b
 def harm(
     records:list[dict], # Measures of the performance audit, the reference's among them
     limits:list[Limit], # Policy of the performance audit
@@ -68,17 +79,11 @@ def harm(
     drift_limits:list[Limit]=(), # Its policy
 )->dict|None: # `verdict` and `sentence` of the latest window, and those of each; None without a window
     "Join drift with the expected and the confirmed change of quality"
-    moved, warn, fail = _bounds(limits)
-    checks = run_checks(drift, list(drift_limits), []) if drift else []
+    def key(r): return r["window"]["name"], r["window"]["sha256"], r["model"]["version"]
+    seen = {key(r) for r in records}
+    checks = run_checks([r for r in drift if key(r) in seen], list(drift_limits), []) if drift else []
     base = next(({(m["name"], m["subject"]): m for m in r["measures"]} for r in records if r["window"]["name"] == "reference"), {})
-    out, name = [], "rmse" if moved == "rmse_ratio_now" else "auc"
-    for r in records:
-        if r["window"]["name"] == "reference": continue
-        ms, w = {(m["name"], m["subject"]): m for m in r["measures"]}, r["window"]["name"]
-        m = ms.get((moved, "all rows"), dict(name=moved, value=None, low=None))
-        said = level(m, warn, fail) if moved else "cannot tell"
-        wide = f" (change {number(m['value'])}, 95% {number(m['low'])} to {number(m['high'])})" if said == "cannot tell" and m["low"] is not None else "" if moved else " (the policy limits no change of quality)"
-        out.append(dict(window=w, verdict=said, sentence=f"{w}: {_drift_words(checks, w)}, {'cannot tell whether it harms' if said == 'cannot tell' else said}: {_quality_words(name, base.get((name, 'all rows')), ms)}{wide}{_cause(name, ms) if said == 'harmful' else ''}"))
+    out = [_one_window(r, base, _bounds(limits), _drift_words(checks, r["window"]["name"])) for r in records if r["window"]["name"] != "reference"]
     if not out: return None
     rest = [f"{k} in {n} of {len(out) - 1}" for k in ("harmful", "cannot tell", "harmless") if (n := sum(x["verdict"] == k for x in out[:-1]))]
     return dict(verdict=out[-1]["verdict"], sentence=out[-1]["sentence"] + (f". Earlier windows: {', '.join(rest)}" if rest else "") + ".", windows=out)

@@ -129,23 +129,25 @@ def average_precision(
     half = Z95 / np.sqrt(pos * a * (1 - a))
     return a, float(expit(logit(a) - half)), float(expit(logit(a) + half))
 
-# %% ../nbs/05_metrics.ipynb #5929f27f
+# %% ../nbs/05_metrics.ipynb #bad1270c
 def calibration_error(
     y:np.ndarray, # Labels, 0 or 1
     score:np.ndarray, # Probabilities
     draws:int, # Redraws behind the interval
     rng:np.random.Generator, # Source of chance
-    bins:int=15, # Bins of equal row count
+    bins:int=15, # Bins of about equal row count; equal scores are in one
 )->tuple[float, float, float]: # Expected calibration error and its 95% interval
     "Mean distance of score and outcome over bins"
-    order, edges = np.argsort(score, kind="stable"), np.linspace(0, len(y), bins + 1).astype(int)[:-1]
+    order = np.argsort(score, kind="stable")
+    runs = np.searchsorted(score[order], score[order])                      # where each row's run of equal scores starts
+    edges = np.unique(runs[np.linspace(0, len(y), bins + 1).astype(int)[:-1]])
     n = np.diff(np.r_[edges, len(y)])
     s, k = np.add.reduceat(score[order], edges) / n, np.add.reduceat(y[order], edges) / n
     def error(rate): return (np.abs(s - rate) * n).sum(axis=-1) / len(y)
     gap = np.sign(s - k) * np.sqrt(np.maximum(0, (s - k) ** 2 - (k * (1 - k) + 0.25 / n) / n))       # without the noise
-    v, many = float(error(k)), error(rng.binomial(n, np.clip(s - gap, 0, 1), size=(draws, bins)) / n)
-    sure = ((s - k) ** 2 * n / np.maximum(s * (1 - s), 1e-9)).sum() > chdtri(bins, 0.05)
-    low, high = v - np.percentile(many, 97.5) + error(s - gap), np.percentile(error(rng.binomial(n, k, size=(draws, bins)) / n), 97.5)
+    v, many = float(error(k)), error(rng.binomial(n, np.clip(s - gap, 0, 1), size=(draws, len(n))) / n)
+    sure = ((s - k) ** 2 * n / np.maximum(s * (1 - s), 1e-9)).sum() > chdtri(len(n), 0.05)
+    low, high = v - np.percentile(many, 97.5) + error(s - gap), np.percentile(error(rng.binomial(n, k, size=(draws, len(n))) / n), 97.5)
     return v, max(0.0, min(low, v)) if sure else 0.0, max(high, v)
 
 # %% ../nbs/05_metrics.ipynb #3bd5082f
@@ -168,7 +170,7 @@ def logistic(
     g, inv = X * (w * (y - expit(X @ b + offset)))[:, None], np.linalg.inv(H)
     return b, inv @ (g.T @ g) @ inv
 
-# %% ../nbs/05_metrics.ipynb #d6af27a0
+# %% ../nbs/05_metrics.ipynb #bd8ed57d
 def log_odds(
     p:np.ndarray, # Probabilities
 )->np.ndarray: # Finite log-odds
@@ -181,7 +183,7 @@ def calibration_measures(y, score, subject, min_n, draws, rng):
     if len(y) < min_n or len(set(y)) < 2: return [measure(n, subject, None, len(y)) for n in names]
     out = [measure(names[0], subject, *(e := calibration_error(y, score, draws, rng))[:1], len(y), *e[1:])]
     (b, V), (a, U) = logistic(x[:, None], y), logistic(np.empty((len(y), 0)), y, offset=x)
-    flat = x.std() < 1e-9                                                    # one score has no slope
+    flat = x.std() < 1e-9 or delong(y, score)[0] in (0.0, 1.0)               # one score, or two separate classes, have no slope
     for n, v, se in ((names[1], np.nan if flat else b[1], np.sqrt(V[1, 1])), (names[2], a[0], np.sqrt(U[0, 0]))): out.append(measure(n, subject, v, len(y), v - Z95 * se, v + Z95 * se))
     return out
 
@@ -245,7 +247,7 @@ def calibration_curve(
     lo, hi = zip(*(wilson(h, n) for h, n in zip(g.hits, g.n)))
     return g.drop(columns="hits").assign(low=lo, high=hi).reset_index(drop=True)
 
-# %% ../nbs/05_metrics.ipynb #e1606bbe
+# %% ../nbs/05_metrics.ipynb #f2c8db81
 def regression_measures(
     y:np.ndarray, # Target values, NaN where unlabelled
     pred:np.ndarray, # Predictions
@@ -259,7 +261,7 @@ def regression_measures(
     out = [rate("label_coverage", subject, known.sum(), len(y))]
     y, e, n = y[known], (pred - y)[known], int(known.sum())
     if n < max(min_n, 3): return out + [measure(k, subject, None, n) for k in ("rmse", "mae", "r2", "bias", *(["quantile_coverage"] if errors is not None else []), *(["value"] if value else []))]
-    if errors is not None: out.append(rate("quantile_coverage", subject, _inside(e, errors[~np.isnan(errors)]), n, min_n))
+    if errors is not None: out.append(rate("quantile_coverage", subject, _inside(e, errors[~np.isnan(errors)]), n, min_n) if (~np.isnan(errors)).sum() >= min_n else measure("quantile_coverage", subject, None, n))
     if value: out.append(mean("value", subject, np.where(e > 0, e * value.get("over", 0.0), -e * value.get("under", 0.0)), min_n))
     e2, t2 = e**2, (y - y.mean()) ** 2
     rmse, se = np.sqrt(e2.mean()), e2.std(ddof=1) / np.sqrt(n) / (2 * np.sqrt(e2.mean()) or 1)
@@ -270,7 +272,7 @@ def regression_measures(
 
 def _inside(e, errors, level=0.9):
     "How many errors lie in the middle `level` of the reference's"
-    q = np.quantile(errors, [(1 - level) / 2, (1 + level) / 2]) if len(errors) else [np.nan] * 2
+    q = np.quantile(errors, [(1 - level) / 2, (1 + level) / 2])
     return int(((e >= q[0]) & (e <= q[1])).sum())
 
 # %% ../nbs/05_metrics.ipynb #86af31e5

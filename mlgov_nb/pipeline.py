@@ -264,7 +264,7 @@ def judge_stage(
     refresh_index(Path(root)/"reports")
     return v
 
-# %% ../nbs/12a_pipeline.ipynb #10922db8
+# %% ../nbs/12a_pipeline.ipynb #50aa7ac0
 def harm_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -275,6 +275,7 @@ def harm_stage(
     read = [json.loads((out/f"{a}.json").read_text()) if (out/f"{a}.json").is_file() else None for a in ("performance", "drift")]
     told = harm(read[0], limits.performance, read[1], limits.drift) if read[0] else None
     if told: write_json(out/"harm.json", told)
+    else: (out/"harm.json").unlink(missing_ok=True)
     return told
 
 # %% ../nbs/12a_pipeline.ipynb #d4451c84

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'BROKEN', 'TOLERATED', 'BOUNDED', 'MAIN', 'scoreboard', 'scoreboard_of', 'Pick', 'pick', 'expected_measures',
-           'best_known', 'group_masks', 'plot_promises']
+           'under_old_relation', 'best_known', 'group_masks', 'plot_promises']
 
-# %% ../nbs/10a_track.ipynb #9ed935c7
+# %% ../nbs/10a_track.ipynb #14274a5f
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from .dataset import Window
 from .estimate import Estimate
 from .fairness import cross
 from .metrics import Z95, change, measure, ratio
 
-# %% ../nbs/10a_track.ipynb #d6a65f82
+# %% ../nbs/10a_track.ipynb #f6fabbce
 def scoreboard(
     estimates:dict[str, list[Estimate]], # Window: its estimates, in time order
     confirmed:dict[str, list[dict]], # Window: its measures from labels; 'reference' among them
@@ -27,30 +28,41 @@ def scoreboard(
         truth, ref = ({m["name"]: m for m in confirmed[k] if m["subject"] == "all rows"} for k in (w, "reference"))
         for e in found if any(m["value"] is not None for m in truth.values()) else []:
             rows += [dict(window=w, estimator=e.name, measure=k, estimate=v, se=se, truth=truth[k]["value"], n=truth[k]["n"], unchanged=ref[k]["value"])
-                     for k, (v, se) in e.values.items() if e.subject == "all rows" and k in truth and truth[k]["value"] is not None and np.isfinite(v)]
+                     for k, (v, se) in e.values.items() if e.subject == "all rows" and not e.why and k in truth and truth[k]["value"] is not None and np.isfinite(v)]
     return _scored(rows)
 
 def _scored(rows):
     t = pd.DataFrame(rows, columns=["window", "estimator", "measure", "estimate", "se", "truth", "n", "unchanged"])
     return t.assign(error=t.estimate - t.truth, within=(t.estimate - t.truth).abs() <= Z95 * t.se)
 
-# %% ../nbs/10a_track.ipynb #856f95b5
+# %% ../nbs/10a_track.ipynb #f3e6b4c6
 def scoreboard_of(
     records:list[dict], # Records of a performance audit
     version:str, # The model's version; records of another one are no history
+    reference:Window|None=None, # The reference; records with another one are no history
+    window:Window|None=None, # Only windows that ended before this one are history
 )->pd.DataFrame: # As from `scoreboard`
     "Scoreboard of the windows in a measures file"
-    rows, own = [], [r for r in records if r["model"]["version"] == version]
+    was = next((r["window"]["sha256"] for r in records if r["window"]["name"] == "reference"), None)
+    known = reference is None or was == reference.sha256
+    rows, own = [], [r for r in records if known and r["model"]["version"] == version and (r["window"]["name"] == "reference" or window is None or _earlier(r["window"], window))]
     ref = next(({m["name"]: m for m in r["measures"] if m["subject"] == "all rows"} for r in own if r["window"]["name"] == "reference"), {})
     for r in own:
         truth = {m["name"]: m for m in r["measures"] if m["subject"] == "all rows" and m["value"] is not None}
         for m in r["measures"]:
             k = m["name"].removesuffix("_estimate")
-            if k == m["name"] or k not in truth or m["value"] is None: continue
-            rows.append(dict(window=r["window"]["name"], estimator=m["subject"], measure=k, estimate=m["value"], se=(m["high"] - m["low"]) / 2 / Z95, truth=truth[k]["value"], n=truth[k]["n"], unchanged=ref.get(k, {}).get("value")))
+            if k == m["name"] or k not in truth or None in (m["value"], m["low"]): continue
+            rows.append(dict(window=r["window"]["name"], estimator=m["subject"], measure=k, estimate=m["value"], se=max(m["high"] - m["value"], m["value"] - m["low"]) / Z95, truth=truth[k]["value"], n=truth[k]["n"], unchanged=ref.get(k, {}).get("value")))
     return _scored(rows)
 
-# %% ../nbs/10a_track.ipynb #eb881145
+# %% ../nbs/10a_track.ipynb #0f08b78d
+def _earlier(was, window):
+    "Did a window end before another began? Without times: is it not the same rows?"
+    if was["end"] is None or window.start is None: return was["sha256"] != window.sha256
+    try: return float(was["end"]) < float(window.start)
+    except ValueError: return was["end"] < window.start
+
+# %% ../nbs/10a_track.ipynb #8022fb24
 LEAST, BROKEN, TOLERATED = 3, 3.0, 0.03      # confirmed windows that make a record; standard errors, and points, that break a promise
 
 @dataclass(frozen=True)
@@ -74,15 +86,15 @@ def pick(
     words = f"{name}: smallest mean error of {main.upper()}, {off[name]:.3f}, in {seen} confirmed windows" if seen >= LEAST else f"{name}: the default, with {seen} confirmed windows"
     mine = board[board.estimator == name]
     extra = {k: max(0.0, float((d.error**2 - d.se**2).mean())) for k, d in mine.groupby("measure") if d.window.nunique() >= LEAST}
-    return Pick(name, extra, words, {k: s for k, d in mine.groupby("measure") if (s := _broken(d.iloc[-1], extra.get(k, 0.0)))})
+    return Pick(name, extra, words, {k: s for k, d in mine.groupby("measure") if (s := _broken(d.iloc[-1]))})
 
-def _broken(r, extra):
+def _broken(r):
     "Why the latest confirmed estimate takes the trust away; '' if it does not"
     far = TOLERATED * (1 if 0 <= r.truth <= 1 and r.measure not in ("rmse", "mae", "bias") else max(abs(r.truth) / 0.3, 1e-12))
-    if abs(r.error) <= max(BROKEN * np.sqrt(r.se**2 + extra), far): return ""
+    if abs(r.error) <= max(BROKEN * r.se, far): return ""
     return f"calibration is no longer plausible: in {r.window} {r.estimator} expected {r.estimate:.3f} and {r.n:,} labels showed {r.truth:.3f}"
 
-# %% ../nbs/10a_track.ipynb #8b9acdb3
+# %% ../nbs/10a_track.ipynb #7aceb10a
 def expected_measures(
     found:list[Estimate], # Estimates of one window
     chosen:Pick, # Who speaks
@@ -92,20 +104,32 @@ def expected_measures(
     for e in found:
         for k, (v, se) in e.values.items():
             half = Z95 * se
-            if e.subject == "all rows": out.append(measure(f"{k}_estimate", e.name, v, e.n, *_within(k, v, half)))
+            if e.subject == "all rows" and not e.why: out.append(measure(f"{k}_estimate", e.name, v, e.n, *_within(k, v, half)))
         if e.subject == "all rows": out += _assumption(e)
         if e.name != chosen.name: continue
         for k in e.values or ["auc" if e.name.endswith(("cbpe", "pape")) else "rmse"]:
             v, se = e.values.get(k, (np.nan, np.nan))
             why = e.why or chosen.broken.get(k, "")
             m = measure(f"{k}_expected", e.subject, None if why else v, e.n, *([None, None] if why else _within(k, v, Z95 * np.sqrt(se**2 + chosen.extra.get(k, 0.0)))))
-            out.append({**m, "note": f"cannot tell: {why}" if why else chosen.words})
+            out.append({**m, "note": f"cannot tell: {why}" if why else chosen.words + ("; of rows like those that get labels" if e.part else "")})
     return out
 
+# %% ../nbs/10a_track.ipynb #88e3f527
 def _assumption(e):
     "What is known of an estimator's assumption, as measures"
     out = [{**measure("reference_overlap", e.name, e.covered, e.n), "note": f"{e.effective:,.0f} rows of the reference are like this window's"}] if e.covered is not None else []
     return out + ([measure("estimate_calibration_error", e.name, e.error[0], e.n, *e.error[1:])] if e.error else [])
+
+# %% ../nbs/10a_track.ipynb #e36b0efc
+def under_old_relation(
+    found:list[Estimate], # Estimates of one window
+    chosen:Pick, # Who speaks
+    main:str, # The measure
+)->dict: # The measure as the inputs alone would have it
+    "What the relation of the reference lets expect, also where it is known to have changed; None where the inputs are out of its reach"
+    e = next(x for x in found if x.name == chosen.name and x.subject == "all rows")
+    v, se = e.values.get(main, (None, None))
+    return measure(main, "all rows", None, e.n) if e.why or v is None else measure(main, "all rows", v, e.n, *_within(main, v, Z95 * np.sqrt(se**2 + chosen.extra.get(main, 0.0))))
 
 BOUNDED = ("auc", "accuracy", "precision", "recall", "f1", "brier")
 
@@ -113,7 +137,7 @@ def _within(name, v, half):
     "The ends of an interval, those of rates inside [0, 1]"
     return (max(v - half, 0.0), min(v + half, 1.0)) if name in BOUNDED else (v - half, v + half)
 
-# %% ../nbs/10a_track.ipynb #c3319a52
+# %% ../nbs/10a_track.ipynb #40e74b54
 MAIN = dict(binary="auc", regression="rmse")
 
 def best_known(
@@ -121,16 +145,19 @@ def best_known(
     reference:list[dict], # Measures of the reference
     confirmed:list[dict], # Of the window, from labels
     expected:list[dict]=(), # Of the window, from `expected_measures`
-)->list[dict]: # Measures `<main>_now` and its change or ratio
+)->list[dict]: # Measures `<main>_now` and its change or ratio, and `value_change_now`
     "Confirmed or expected, whichever is known better"
-    name = MAIN[task]
+    worth = _best_of("value", change, reference, confirmed, expected)[1:] if any(m["name"] == "value" for m in reference) else []
+    return _best_of(MAIN[task], change if task == "binary" else ratio, reference, confirmed, expected) + worth
+
+def _best_of(name, moved, reference, confirmed, expected):
     ref, truth, guess = (next((m for m in ms if (m["name"], m["subject"]) == (k, "all rows")), measure(name, "all rows", None, 0)) for ms, k in ((reference, name), (confirmed, name), (expected, f"{name}_expected")))
     against = _against(confirmed, expected) if truth["value"] is None else ""
     if against: guess = {**guess, "value": None, "note": against}
     use = _better(truth, guess)
     how = "expected, before labels" if use is guess and guess["value"] is not None else "confirmed by labels" + (" of rows unlike the rest" if "not like the rest" in truth.get("note", "") else "")
     m = {**use, "name": name}
-    moved = (change if task == "binary" else ratio)(ref, m)
+    moved = moved(ref, m)
     why = f"{guess.get('note', 'no estimate')}; {truth['n']:,} labels" if m["value"] is None else how
     return [{**m, "name": f"{name}_now", "note": why}, {**moved, "name": f"{moved['name']}_now", "note": why}]
 
@@ -145,7 +172,7 @@ def _better(truth, guess):
     def width(m): return m["high"] - m["low"]
     if not known(guess): return truth
     if not known(truth): return guess
-    return guess if 1.5 * width(guess) < width(truth) and truth["low"] <= guess["value"] <= truth["high"] else truth
+    return guess if 1.5 * width(guess) < width(truth) and guess["low"] <= truth["value"] <= guess["high"] else truth
 
 # %% ../nbs/10a_track.ipynb #8d01cbd2
 def group_masks(

@@ -30,11 +30,11 @@ def schema(
     "The shipped JSON Schema of a kind of file"
     return json.loads((files("mlgov_nb")/"schemas"/f"{name}.schema.json").read_text())
 
-# %% ../nbs/11_verdict.ipynb #4ef1edb0
+# %% ../nbs/11_verdict.ipynb #fd232666
 WORDS = dict(auc="AUC", auc_change="change of AUC", auc_difference="difference of AUC", selection_rate_all="selection rate of all rows", mean_score_all="mean score of all rows", mean_score_difference_all="difference of mean scores of all rows", r2="R²", rmse="RMSE", rmse_ratio="RMSE against the reference's", mae_ratio="ratio of mean absolute errors",
              selection_rate_ratio="selection-rate ratio", selection_rate_ratio_all="selection-rate ratio of all rows", equalized_odds_difference="equalized-odds difference", mean_prediction_difference="difference of mean predictions",
              drift_share="share of drifted features", joint_drift="share of tests of all columns together that found drift", drifted="drift", drift_importance="share of the model's importance in drifted features", drift_impact="drift weighted by importance", outlier_share="share of outliers", js_distance="Jensen-Shannon distance", additivity_error="additivity error of the explanations", importance_share_max="largest feature's share of the importance", attribution_ndcg="ranking of the importances against the reference's (NDCG)", disparate_impact="disparate impact", label_coverage="label coverage",
-             auc_now="AUC as known today", auc_change_now="change of AUC as known today", rmse_now="RMSE as known today", rmse_ratio_now="RMSE as known today, against the reference's")
+             auc_now="AUC as known today", auc_change_now="change of AUC as known today", rmse_now="RMSE as known today", rmse_ratio_now="RMSE as known today, against the reference's", value_change_now="change of the value of a decision as known today")
 ORDER = ["pass", "warn", "unknown", "fail"]
 
 def words(name): return WORDS.get(name, name.replace("_", " "))
