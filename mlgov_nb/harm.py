@@ -33,7 +33,7 @@ def level(
     if value > warn and low > 0: return "harmful"
     return "harmless" if value <= warn and high <= fail else "cannot tell"
 
-# %% ../nbs/11b_harm.ipynb #ac10bfd0
+# %% ../nbs/11b_harm.ipynb #d747ad03
 TITLE = dict(auc="AUC", rmse="RMSE")
 
 def _drift_words(checks, window):
@@ -59,6 +59,7 @@ def _cause(name, ms):
     a, b = (ms.get((k, name)) for k in ("covariate_part", "concept_part"))
     return f"; {number(a['value'])} of it from the inputs, {number(b['value'])} from a changed relation" if a and b and None not in (a["value"], b["value"]) else ""
 
+# %% ../nbs/11b_harm.ipynb #94447981
 def _one_window(r, base, bounds, drift):
     "Level and sentence of one window"
     ms, w = {(m["name"], m["subject"]): m for m in r["measures"]}, r["window"]["name"]
