@@ -72,7 +72,13 @@ def _one_window(r, base, bounds, drift):
     cause = _cause(name, ms) if levels.get(f"{name}_change_now", levels.get("rmse_ratio_now")) == "harmful" else ""
     return dict(window=w, verdict=said, sentence=f"{w}: {drift}, {'cannot tell whether it harms' if said == 'cannot tell' else said}: {_quality_words(name, base.get((name, 'all rows')), ms)}{more}{cause}")
 
-# %% ../nbs/11b_harm.ipynb #8dfafa3b
+# %% ../nbs/11b_harm.ipynb #e91e2e9e
+def _same_rows(a, b):
+    "Do two records speak of the same model and rows, labels apart?"
+    x, y = a["window"], b["window"]
+    alike = all(x[k] == y[k] for k in ("name", "rows", "start", "end")) and a["model"]["version"] == b["model"]["version"]
+    return alike and (x["sha256"] == y["sha256"] or x["labelled"] != y["labelled"])
+
 def harm(
     records:list[dict], # Measures of the performance audit, the reference's among them
     limits:list[Limit], # Policy of the performance audit
@@ -80,9 +86,7 @@ def harm(
     drift_limits:list[Limit]=(), # Its policy
 )->dict|None: # `verdict` and `sentence` of the latest window, and those of each; None without a window
     "Join drift with the expected and the confirmed change of quality"
-    def key(r): return r["window"]["name"], r["window"]["sha256"], r["model"]["version"]
-    seen = {key(r) for r in records}
-    checks = run_checks([r for r in drift if key(r) in seen], list(drift_limits), []) if drift else []
+    checks = run_checks([r for r in drift if any(_same_rows(r, p) for p in records)], list(drift_limits), []) if drift else []
     base = next(({(m["name"], m["subject"]): m for m in r["measures"]} for r in records if r["window"]["name"] == "reference"), {})
     out = [_one_window(r, base, _bounds(limits), _drift_words(checks, r["window"]["name"])) for r in records if r["window"]["name"] != "reference"]
     if not out: return None
