@@ -6,8 +6,6 @@ STAMP := $(VENV)/.ready
 export BENTOML_DO_NOT_TRACK := True
 export BENTOML_HOME := $(CURDIR)/.bentoml
 export DVC_NO_ANALYTICS := true
-# threads that wait do not spin: on a busy machine small fits are many times faster
-export OMP_WAIT_POLICY := PASSIVE
 # the virtual environment's programs first, for the commands of dvc.yaml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 

@@ -7,8 +7,7 @@ __all__ = ['app', 'cards', 'label', 'COLOURS', 'ingest', 'split', 'train', 'sele
            'profile', 'drift', 'explain', 'label_next', 'label_estimate', 'gate', 'reproduce', 'card_build',
            'card_check', 'card_new', 'main']
 
-# %% ../nbs/19_cli.ipynb #06707ea6
-import os
+# %% ../nbs/19_cli.ipynb #130d3db7
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -352,10 +351,9 @@ def card_new(
     for n in notes: _say(f"  {n}")
     _say("next: read and edit the card, then `dvc repro`" + ("" if use else f" after setting data.card: {made.stem} in params.yaml"))
 
-# %% ../nbs/19_cli.ipynb #fc00fc44
+# %% ../nbs/19_cli.ipynb #79099f16
 def main():
     "Entry point of `mlgov`"
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # threads that wait do not keep a busy core from others: small fits are many times faster then
     try: app()
     except (MlgovError, OSError) as e:
         from rich.console import Console
