@@ -16,7 +16,7 @@ import typer
 
 from .settings import MlgovError, card_path, load_card, load_params, project_root
 
-# %% ../nbs/19_cli.ipynb #dce86187
+# %% ../nbs/19_cli.ipynb #7311e9f7
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train, explain, audit, serve a model, with evidence that anyone can re-compute.")
 cards = typer.Typer(no_args_is_help=True, help="Dataset cards and the model card.")
 app.add_typer(cards, name="card")
@@ -31,7 +31,7 @@ def _say(text, style=None):
     from rich.console import Console
     Console(soft_wrap=True, highlight=False).print(text, style=style, markup=False)
 
-COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": "magenta"}
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": "magenta", "harmless": "green", "harmful": "red", "cannot tell": "magenta"}
 
 # %% ../nbs/19_cli.ipynb #32a1c218
 @app.command()
@@ -67,7 +67,7 @@ def select():
     v = select_stage(*_project())
     _say("\n".join(v["reasons"]), COLOURS[v["verdict"]])
 
-# %% ../nbs/19_cli.ipynb #6915baba
+# %% ../nbs/19_cli.ipynb #576c5459
 @app.command()
 def judge(
     name: Annotated[str, typer.Argument(help="An audit of params.yaml.")],
@@ -83,7 +83,7 @@ def harm():
     from mlgov_nb.pipeline import harm_stage
     told = harm_stage(*_project())
     if told is None: raise MlgovError("performance was not measured yet; run `dvc repro` (or `mlgov audit performance`) first")
-    for w in told["windows"]: _say(w["sentence"], {"harmless": "green", "harmful": "red"}.get(w["verdict"], "magenta"))
+    for w in told["windows"]: _say(w["sentence"], COLOURS[w["verdict"]])
 
 @app.command()
 def package(
@@ -97,7 +97,7 @@ def package(
     if version is None: return _say("no candidate holds the pre-release limits: nothing is packaged", "red")
     _say(f"released {version} to release/served" + (f"; Bento {build(root, version)}" if bento else ""))
 
-# %% ../nbs/19_cli.ipynb #e6145cbc
+# %% ../nbs/19_cli.ipynb #f4329312
 @app.command()
 def audit(
     name: Annotated[str, typer.Argument(help="drift, fairness, explanation or performance.")],
@@ -116,7 +116,7 @@ def audit(
     if name not in params.audits: raise MlgovError(f"no audit '{name}'; params.yaml has {', '.join(params.audits)}")
     from mlgov_nb.pipeline import adhoc_audit
     v, page = adhoc_audit(root, params, name, current, reference, model, out, labels)
-    if told := v.get("harm"): _say(told["sentence"], {"harmless": "green", "harmful": "red"}.get(told["verdict"], "magenta"))
+    if told := v.get("harm"): _say(told["sentence"], COLOURS[told["verdict"]])
     _say(f"{name}: {v['verdict'].upper()}. {v['line']}", COLOURS[v["verdict"]])
     _say(f"page: {page}")
 
@@ -279,7 +279,7 @@ def label_estimate(
     for k, r in t.iterrows(): out.add_row(k, f"{r.value:.3f} ({r.low:.3f} to {r.high:.3f})", f"{int(r.n):,}", f"{r.expected:.3f} ({r.expected_low:.3f} to {r.expected_high:.3f})" if r.expected == r.expected else "cannot tell")
     Console(width=None if sys.stdout.isatty() else 120).print(out)
 
-# %% ../nbs/19_cli.ipynb #26afb42c
+# %% ../nbs/19_cli.ipynb #c83b3706
 @app.command()
 def gate(
     scope: Annotated[str | None, typer.Option(help="A folder of reports; default: that of the chosen card.")] = None,
@@ -295,7 +295,7 @@ def gate(
     table = Table("audit", "verdict", "reasons", show_lines=True)
     for v in verdicts: table.add_row(v["audit"], Text(v["verdict"].upper(), style=f"bold {COLOURS[v['verdict']]}"), Text("\n".join(v["reasons"])))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    for told in [v["harm"] for v in verdicts if v["audit"] == "performance" and "harm" in v]: _say(told["sentence"], {"harmless": "green", "harmful": "red"}.get(told["verdict"], "magenta"))
+    for told in [v["harm"] for v in verdicts if v["audit"] == "performance" and "harm" in v]: _say(told["sentence"], COLOURS[told["verdict"]])
     ok = passes(verdicts)
     _say("gate: open" if ok else "gate: closed (" + ", ".join(f"{v['audit']} {v['verdict']}" for v in verdicts if v["verdict"] in ("fail", "unknown")) + ")", "green" if ok else "red")
     raise typer.Exit(0 if ok else 1)
