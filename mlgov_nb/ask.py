@@ -6,21 +6,21 @@
 __all__ = ['Question', 'question', 'ask', 'answer']
 
 # %% ../nbs/12c_ask.ipynb #0600d178
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .artifact import Artifact
-from .audit import open_inputs
-from .dataset import DataError, read_rows
+from .artifact import Artifact, load
+from .dataset import DataError, prepare, read_rows
 from .estimate import Learned, estimate, learn
 from .files import write_atomic
 from .labelling import next_labels, sampled_quality
 from .labels import read_labels
 from .metrics import Z95
-from .settings import Card, MlgovError, Params, card_path
+from .settings import Card, MlgovError, Params, card_path, load_card
 
 # %% ../nbs/12c_ask.ipynb #b3b71b53
 @dataclass(frozen=True)
@@ -41,8 +41,10 @@ def question(
     reference:Path|None=None, # Reference rows; the pipeline's by default
 )->Question: # What both steps need
     "Read rows, model and reference"
-    run = open_inputs(root, card_path(Path(root), params.data.card), Path(model).absolute() if model else "release/champion", Path(reference).absolute() if reference else "data/split/reference.parquet", {"rows": Path(file).absolute()}, params.audit.model_dump(), params.seed)
-    card, art, ref, rows = run.card, run.model, run.reference, run.windows["rows"]
+    root = Path(root)
+    card, art = load_card(card_path(root, params.data.card)), load(model or root/"release"/"champion")
+    ref, (rows, refused) = prepare(read_rows(reference or root/"data/split/reference.parquet"), card)[0], prepare(read_rows(file), card, where=str(file))
+    if len(refused): print(f"{Path(file).name}: {len(refused):,} rows refused: {refused.reason.value_counts().to_dict()}", file=sys.stderr)
     open_ = rows[rows[card.target.name].isna()].reset_index(drop=True)
     if open_.empty: raise DataError(f"{file}: every row has a label; `mlgov audit performance --current {file}` measures with them")
     learned = learn(ref, card, art.score(ref), ref[card.target.name].to_numpy(float), card.task, params.audit.min_n, params.seed)
