@@ -38,6 +38,8 @@ run: $(STAMP)  ## the whole pipeline: data, candidates, champion, audits, model 
 	@mlgov gate || echo "(the gate is closed; the reasons are above and in reports/index.html)"
 	@echo "reports: $(CURDIR)/reports/index.html    serve the champion: make serve"
 
+# two processes share the cores: threads that wait for each other on a busy core made this five times slower
+test: export OMP_NUM_THREADS := $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))
 test: $(STAMP)  ## notebooks clean and exported, ruff, notebook tests, pytest with an end-to-end run
 	@python tools/notebooks.py check
 	@python tools/readme.py --check

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 SMALL = [(r"sample: 1\.0", "sample: 0.35"), (r"max_iter: 200", "max_iter: 60"), (r"epochs: 60", "epochs: 40"), (r"resamples: 2000", "resamples: 300"),
@@ -75,15 +76,35 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def clone(tmp_path_factory):
-    "A clone with a reduced sample, its pipeline run once by `make run`"
-    p = copy_project(tmp_path_factory.mktemp("clone"))
-    reduce(p)
-    (p.root/".venv").symlink_to(Path(sys.executable).parents[1], target_is_directory=True)
-    p.edit(".gitignore", r"\.venv/", ".venv")
-    p.commit("a clone")
-    p.first = p.run("make -o .venv/.ready run")
+def made(tmp_path_factory, worker_id):
+    "The folder of two equal clones with a reduced sample, their pipeline run once by `make run`; the process that asks first makes them"
+    d = tmp_path_factory.getbasetemp()
+    d = d if worker_id == "master" else d.parent
+    with FileLock(d/"made.lock"):
+        if not (d/"said.txt").exists():
+            p = copy_project(d/"clone")
+            reduce(p)
+            (p.root/".venv").symlink_to(Path(sys.executable).parents[1], target_is_directory=True)
+            p.edit(".gitignore", r"\.venv/", ".venv")
+            p.commit("a clone")
+            said = p.run("make -o .venv/.ready run").stdout
+            shutil.copytree(d/"clone", d/"spare", symlinks=True)
+            (d/"said.txt").write_text(said)
+    return d
+
+
+@pytest.fixture(scope="session")
+def clone(made):
+    "A clone in which `make run` has run"
+    p = Project(made/"clone")
+    p.first = (made/"said.txt").read_text()
     return p
+
+
+@pytest.fixture(scope="session")
+def spare(made):
+    "A second one, for a long test beside the others"
+    return Project(made/"spare")
 
 
 @pytest.fixture

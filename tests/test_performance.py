@@ -87,6 +87,10 @@ def test_a_budget_of_labels(clone, live):
     rows.assign(high_income=(rows.score > np.random.default_rng(0).random(len(rows))).astype(int)).to_csv(ask, index=False)     # outcomes as the scores promise
     got = {r["measure"]: r for r in json.loads(clone.run(f"mlgov label estimate {live/'rows.csv'} {ask} --json").stdout)}
     assert got["auc"]["n"] == 200 and got["auc"]["low"] < got["auc"]["value"] < got["auc"]["high"]
+    raw = pd.read_csv(live/"rows.csv")
+    pd.concat([raw, raw.head(1)]).to_csv(live/"twice.csv", index=False)
+    said = clone.run(f"mlgov label estimate {live/'twice.csv'} {ask} --json")
+    assert json.loads(said.stdout) and "twice.csv: 1 rows refused" in said.stderr, "the answer alone on stdout"
 
 
 def test_the_committed_report_leads_with_harm():

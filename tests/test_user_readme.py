@@ -5,15 +5,15 @@ import re
 from conftest import ROOT
 
 
-def test_readme_commands_all_run(clone):
+def test_readme_commands_all_run(spare):
     "Every line of every bash block is run here, or by the test that is named"
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT/"README.md").read_text(), re.S)
     commands = [c for b in blocks for c in b.strip().splitlines()]
-    elsewhere = {"make run": "the clone fixture", "make test": "runs this very test", "make serve": "test_service", "dvc repro": "test_own_data", "mlgov card new my.csv --target churned": "test_own_data"}
+    elsewhere = {"make run": "the made fixture", "make test": "runs this very test", "make serve": "test_service", "dvc repro": "test_own_data", "mlgov card new my.csv --target churned": "test_own_data"}
     assert set(elsewhere) <= set(commands)
-    clone.run("git add -A && (git diff --cached --quiet || git commit -qm evidence)")
+    spare.run("git add -A && (git diff --cached --quiet || git commit -qm evidence)")
     for c in commands:
         if c in elsewhere or c.startswith("curl "): continue   # curl: test_service
-        clone.run(c if c.startswith("source") else f"source .venv/bin/activate && {c}")
-    acs = json.loads((clone.scope("acs_employment")/"drift.verdict.json").read_text())
+        spare.run(c if c.startswith("source") else f"source .venv/bin/activate && {c}")
+    acs = json.loads((spare.scope("acs_employment")/"drift.verdict.json").read_text())
     assert acs["verdict"] == "pass", "hardly anything changes in the ACS data: the audit must stay quiet"
