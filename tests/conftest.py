@@ -70,6 +70,7 @@ def reduce(p):
     for old, new in SMALL: p.edit("params.yaml", old, new)
 
 
+@pytest.hookimpl(tryfirst=True)     # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     "Two processes share the tests: those of the one clone stay together, and so do those of a file"
     for i in items: i.add_marker(pytest.mark.xdist_group("clone" if "clone" in i.fixturenames else i.path.stem))
