@@ -45,6 +45,7 @@ def question(
     card, art = load_card(card_path(root, params.data.card)), load(model or root/"release"/"champion")
     ref, (rows, refused) = prepare(read_rows(reference or root/"data/split/reference.parquet"), card)[0], prepare(read_rows(file), card, where=str(file))
     if len(refused): print(f"{Path(file).name}: {len(refused):,} rows refused: {refused.reason.value_counts().to_dict()}", file=sys.stderr)
+    if rows.empty: raise DataError(f"{file}: no rows to label ({f'all {len(refused):,} were refused' if len(refused) else 'the file is empty'})")
     open_ = rows[rows[card.target.name].isna()].reset_index(drop=True)
     if open_.empty: raise DataError(f"{file}: every row has a label; `mlgov audit performance --current {file}` measures with them")
     learned = learn(ref, card, art.score(ref), ref[card.target.name].to_numpy(float), card.task, params.audit.min_n, params.seed)

@@ -81,6 +81,8 @@ def test_a_budget_of_labels(clone, live):
     assert "200 of" in clone.run(f"mlgov label next {live/'rows.csv'} --budget 200 -o {ask}").stdout
     clone.refuses(f"mlgov label next {live/'rows.csv'} --budget 200 -o {ask}", "may hold labels")
     clone.refuses(f"mlgov label next {live/'rows.csv'} --budget 0 -o {live/'b.csv'}", "--budget 0")
+    pd.read_csv(live/"rows.csv").head(0).to_csv(live/"none.csv", index=False)
+    clone.refuses(f"mlgov label next {live/'none.csv'} --budget 5 -o {live/'b.csv'}", "no rows to label", "the file is empty")
     clone.refuses(f"mlgov label estimate {live/'rows.csv'} {ask}", "no label is filled in")
     rows = pd.read_csv(ask)
     assert abs(rows.weight.sum() - len(pd.read_csv(live/"rows.csv"))) < 1 and rows.stratum.str.contains("gender=").all()
