@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['flag', 'reasons', 'Option', 'counterfactuals', 'card_of', 'find_row', 'explain_row']
 
-# %% ../nbs/07a_reasons.ipynb #bcb10bb0
+# %% ../nbs/07a_reasons.ipynb #80e0e6a4
 import json
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,10 +16,10 @@ import pandas as pd
 
 from .artifact import Artifact, load
 from .dataset import DataError, prepare, read_rows
-from .explain import Explanation, contributions, explain, shown
+from .explain import Explanation, contributions, explain, ranked, shown
 from .settings import Card, MlgovError
 
-# %% ../nbs/07a_reasons.ipynb #a49e5f33
+# %% ../nbs/07a_reasons.ipynb #312d9f90
 def flag(
     card:Card, # The model's card
     feature:str, # One of its features
@@ -35,14 +35,16 @@ def reasons(
     ex:Explanation, # Of some rows
     i:int, # Which row
     top:int=4, # At most so many (US Regulation B names up to four)
+    order:list[dict]|None=None, # From `ranked`, where it is known already
 )->list[dict]: # feature, value, contribution, in_score, text, flag; largest first
     "The largest contributions to one row's score as sentences"
     out = []
-    for r in contributions(ex, art.encoder, i).head(top).itertuples():
-        if r.contribution == 0: continue
-        p, way = card.phrases.get(r.feature) if not r.value.startswith("missing") else None, "raises" if r.contribution > 0 else "lowers"
-        text = getattr(p, way).replace("{value}", r.value) if p else f"{card.columns.get(r.feature, r.feature)}: {r.value} {way} the score"
-        out.append(dict(feature=r.feature, value=r.value, contribution=float(r.contribution), in_score=float(r.in_score), text=text, flag=flag(card, r.feature)))
+    for r in (order or ranked(ex, art.encoder, i))[:top]:
+        if r["contribution"] == 0: continue
+        f, value = r["feature"], r["value"]
+        p, way = card.phrases.get(f) if not value.startswith("missing") else None, "raises" if r["contribution"] > 0 else "lowers"
+        text = getattr(p, way).replace("{value}", value) if p else f"{card.columns.get(f, f)}: {value} {way} the score"
+        out.append(dict(r, text=text, flag=flag(card, f)))
     return out
 
 # %% ../nbs/07a_reasons.ipynb #de1ed1e1
