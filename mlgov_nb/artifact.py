@@ -130,13 +130,14 @@ def save(
 # %% ../nbs/04_artifact.ipynb #7cc0ace0
 def add_document(
     folder:Path, # An artifact
-    name:str, # Of the document, without .json
-    document, # Plain data
+    name:str, # Of the document, without its ending
+    document, # Plain data, or a dict of arrays
 )->Path: # The artifact
-    "Put a further JSON file into an artifact, under its manifest; the model and its version stay the same"
+    "Put a further file, JSON or .npz, into an artifact, under its manifest; the model and its version stay the same"
     folder = Path(folder)
     verify(folder)
-    write_json(folder/f"{name}.json", document, digits=None)
+    if isinstance(document, dict) and document and all(isinstance(v, np.ndarray) for v in document.values()): _npz_bytes(folder/f"{name}.npz", document)
+    else: write_json(folder/f"{name}.json", document, digits=None)
     return write_json(folder/"MANIFEST.json", _manifest(folder)).parent
 
 def verify(

@@ -36,6 +36,7 @@ from .files import atomic_dir, sha256, to_json, write_atomic, write_json
 from .harm import harm
 from .labels import join_labels, read_labels
 from .metrics import quality
+from .outliers import fit_outliers, to_arrays
 from .profile import kinds_of, profile, to_dict
 from .settings import Card, ConfigError, MlgovError, Params, card_path, load_card
 from .verdict import judge, number, read_verdicts, record, run_checks, words, worst
@@ -169,12 +170,16 @@ def _importance(art, ref, params):
     a = params.audit
     return importance_shares(explain(art, sample_rows(ref, a.explain_rows, params.seed)))
 
+def _outliers(enc, ref, params):
+    "What is usual: the service flags rows that would be odd in the reference"
+    return to_arrays(fit_outliers(enc, codes(enc, ref), params.audit.outlier_rate, params.seed))
+
 # %% ../nbs/12a_pipeline.ipynb #1da514b7
 def select_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
 )->dict: # The verdict file
-    "Stage: measure every candidate on the reference, choose the champion, copy it with its importances to `release/champion`"
+    "Stage: measure every candidate on the reference, choose the champion, copy it with its importances and outlier score to `release/champion`"
     root, card = Path(root), _card(root, params)
     ref = read_rows(root/"data/split/reference.parquet")
     arts = {k: load(root/"models"/k) for k in params.candidates}
@@ -186,6 +191,7 @@ def select_stage(
     with atomic_dir(root/"release"/"champion") as d:
         shutil.copytree(root/"models"/best, d, dirs_exist_ok=True)
         add_document(d, "importance", _importance(arts[best], ref, params))
+        add_document(d, "outliers", _outliers(arts[best].encoder, ref, params))
     write_json(out/"select.json", recs); write_json(out/"select.verdict.json", v)
     _candidate_plot(out, recs, by, card)
     return v
@@ -380,14 +386,16 @@ def package_stage(
         verify(root/"release"/"champion")
         shutil.copytree(root/"release"/"champion", d/"model")
         card = _card(root, params)
-        write_json(d/"RELEASE.json", dict(card=card.name, title=card.title, use=card.use, model=v["model"], selection=v["line"], example=_example(root, card)))
+        write_json(d/"RELEASE.json", dict(card=card.name, title=card.title, use=card.use, model=v["model"], selection=v["line"], example=_example(root, card), service=params.service.model_dump()))
     return v["model"]["version"]
 
 def _example(root, card):
-    "One reference row as a request, for the API's documentation"
-    ref = read_rows(Path(root)/"data/split/reference.parquet")[card.features]
-    r = ref.loc[ref.isna().sum(axis=1).idxmin()]
-    return {k: None if pd.isna(r[k]) else float(r[k]) if k in card.numeric else str(r[k]) for k in card.features}
+    "A typical row as a request, for the API's documentation: medians and commonest categories of the reference, nobody's own row"
+    ref = read_rows(Path(root)/"data/split/reference.parquet")
+    def typical(c):
+        s = ref[c].dropna()
+        return None if s.empty else float(s.quantile(0.5, interpolation="nearest")) if c in card.numeric else str(s.mode()[0])
+    return {c: typical(c) for c in card.features}
 
 # %% ../nbs/12a_pipeline.ipynb #ac26305c
 def bento_env(

@@ -65,7 +65,7 @@ def _columns(p, card):
 def _together(old, new, history, columns, model, settings, seed):
     "Tests of combinations, share of outliers, and the scores where a model is given"
     from mlgov_nb.features import codes, fit_encoder
-    from mlgov_nb.multivariate import fit_outliers, outlier_measures
+    from mlgov_nb.outliers import fit_outliers, outlier_measures
     from mlgov_nb.where import combined
     def plain(d):
         d = d.assign(**{k: as_category(d[k]) for k in columns.categorical}, **{k: pd.to_numeric(d[k]).astype(float).where(np.isfinite(d[k].to_numpy(float, na_value=np.nan))) for k in columns.numeric})
