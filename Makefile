@@ -52,7 +52,7 @@ lab: $(STAMP)  ## JupyterLab with the project's kernel
 
 serve: $(STAMP)  ## the released champion on http://127.0.0.1:3000
 	@test -f release/served/RELEASE.json -o -f release/served/REFUSED.json || dvc repro package
-	@bentoml serve mlgov_nb.service:Mlgov --host 127.0.0.1 --port 3000
+	@bentoml serve mlgov_nb.service:Mlgov --host 127.0.0.1 --port 3000 --timeout-graceful-shutdown 30
 
 notebooks: $(STAMP)  ## export the package from the notebooks, run them, keep their outputs, clean them
 	@python tools/notebooks.py run
@@ -67,8 +67,10 @@ bench: $(STAMP)  ## benchmarks against the peers, as tables in bench/ (three hou
 	@python bench/explain.py
 	@python bench/fairness.py
 	@python bench/estimate.py
+	@python bench/serving.py
+	@python bench/serving.py --soak 10
 
-lock: $(STAMP)  ## make requirements.lock again from pyproject.toml
+lock: $(STAMP)  ## make requirements.lock and requirements-serve.lock again from pyproject.toml
 	@python tools/lock.py
 
 clean:  ## remove what was made; .venv, data/raw and what is in git stay

@@ -1,7 +1,9 @@
 "The project copied into an empty folder, as a new user's clone would be, with a smaller sample"
+import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +14,10 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+from mlgov_nb.artifact import load
+from mlgov_nb.files import atomic_dir
+from mlgov_nb.predlog import read_lines, segments
 
 ROOT = Path(__file__).parents[1]
 SMALL = [(r"sample: 1\.0", "sample: 0.35"), (r"max_iter: 200", "max_iter: 60"), (r"epochs: 60", "epochs: 40"), (r"resamples: 2000", "resamples: 300"),
@@ -24,8 +30,7 @@ class Project:
     def __init__(self, root):
         self.root = root
         bin_ = Path(sys.executable).parent
-        drop = {"MLGOV_ROOT", "MLGOV_SERVED", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "BENTOML_HOME"}
-        self.env = {**{k: v for k, v in os.environ.items() if k not in drop}, "PYTHONPATH": str(root), "PATH": f"{bin_}:{os.environ['PATH']}", "CI": "1", "DVC_NO_ANALYTICS": "true",
+        self.env = {**{k: v for k, v in os.environ.items() if not k.startswith("MLGOV_") and k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "BENTOML_HOME"}}, "PYTHONPATH": str(root), "PATH": f"{bin_}:{os.environ['PATH']}", "CI": "1", "DVC_NO_ANALYTICS": "true",
                     "BENTOML_HOME": str(root/".bentoml"), "BENTOML_DO_NOT_TRACK": "True", "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org"}
 
     def run(self, command, code=0, timeout=900):
@@ -119,6 +124,77 @@ def project(tmp_path):
     shutil.copy(ROOT/"data/raw/gss_wages.yaml", tmp_path/"data/raw")
     pd.read_parquet(ROOT/"data/raw/gss_wages.parquet").iloc[::20].to_parquet(tmp_path/"data/raw/gss_wages.parquet", index=False)
     return Project(tmp_path)
+
+
+class Service:
+    "A running service: `bentoml serve` as `make serve` starts it, its log, and how to ask it"
+
+    def __init__(self, root, env, workers=2, log=None, **more):
+        self.root, self.port, self.folder = root, free_port(), Path(log or root/"log")
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.env = {**env, "MLGOV_WORKERS": str(workers), "MLGOV_LOG_DIR": str(self.folder), **{k: str(v) for k, v in more.items()}}
+
+    def start(self, what="mlgov_nb.service:Mlgov"):
+        file = self.root/f"service-{self.port}.txt"
+        with open(file, "w") as said: self.process = subprocess.Popen(["bentoml", "serve", what, "--host", "127.0.0.1", "--port", str(self.port), "--timeout-graceful-shutdown", "10"], cwd=self.root, env=self.env, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        self.process.stdout = open(file)
+        wait_ready(f"{self.url}/readyz", self.process)
+        end = time.monotonic() + 30
+        while self.said().count("Completed async startup hook") < int(self.env["MLGOV_WORKERS"]) and time.monotonic() < end: time.sleep(.05)   # every worker
+        return self
+
+    def workers(self):
+        "Process ids of those that answer"
+        got = subprocess.run(["pgrep", "-P", str(self.process.pid), "-f", "_bentoml_impl.worker.service"], capture_output=True, text=True).stdout
+        return [int(p) for p in got.split()]
+
+    def stop(self, how=signal.SIGTERM):
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+            try: self.process.wait(20)
+            except subprocess.TimeoutExpired: pass
+        try: os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError: pass
+        self.process.wait()
+
+    def said(self): return (self.root/f"service-{self.port}.txt").read_text()
+
+    def ask(self, path, body=None, method=None, **headers):
+        "Status and decoded answer"
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        req = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}, method=method)
+        try:
+            with urllib.request.urlopen(req, timeout=30) as r: got, code = r.read(), r.status
+        except urllib.error.HTTPError as e: got, code = e.read(), e.code
+        try: return code, json.loads(got)
+        except ValueError: return code, got
+
+    def records(self, kind="predictions"):
+        "Every record that is in the log"
+        return [json.loads(x) for s in segments(self.folder, kind) if s.file.suffix != ".parquet" for x in read_lines(s.file)[0]]
+
+
+@pytest.fixture(scope="session")
+def service(clone):
+    "The service of the clone's champion, with two workers and a key of subjects"
+    s = Service(clone.root, clone.env, MLGOV_SUBJECT_KEY="a secret of the tests only").start()
+    yield s
+    s.stop()
+
+
+def sample_release(folder):
+    "A release of the sample model, for services that need no pipeline; its example row"
+    art = load(ROOT/"data/sample/model")
+    example = {f["name"]: (f["low"] if f["kind"] == "numeric" else f["categories"][0]) for f in art.meta["features"]}
+    with atomic_dir(folder) as d:
+        shutil.copytree(ROOT/"data/sample/model", d/"model")
+        (d/"RELEASE.json").write_text(json.dumps(dict(card="gss_wages", title="sample", use="tests", model=dict(name=art.name, version=art.version), example=example)))
+    return example
+
+
+def plain_env(tmp):
+    "An environment for a service on its own"
+    return {**{k: v for k, v in os.environ.items() if not k.startswith("MLGOV_") and k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "BENTOML_HOME": str(tmp/".bentoml"), "BENTOML_DO_NOT_TRACK": "True", "MLGOV_SERVED": str(tmp/"served")}
 
 
 def free_port():

@@ -40,7 +40,7 @@ def test_own_data_from_a_csv(fresh):
     assert verdict(fresh, "my", "fairness")["verdict"] == "unknown", "no parity is asked for, so none is claimed"
     assert "my/model_card.html" in (fresh.root/"reports/index.html").read_text()
     release = json.loads((fresh.root/"release/served/RELEASE.json").read_text())
-    assert None in release["example"].values() and "hours per week" in release["example"]
+    assert set(release["example"]) == {f["name"] for f in json.loads((fresh.root/"release/served/model/metadata.json").read_text())["features"]} and "hours per week" in release["example"]
 
 
 def test_regression_card(fresh):
