@@ -4,7 +4,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PINS = dict(nannyml=["nannyml==0.13.1", "statsmodels", "setuptools<81"], whylogs=["whylogs[viz]==1.6.4", "pandas<3", "pyarrow", "setuptools<81"])
+SAME = ["scikit-learn==1.9.1", "pandas==3.0.6", "numpy==2.4.6", "pyarrow"]     # as the project's
+PINS = dict(nannyml=["nannyml==0.13.1", "statsmodels", "setuptools<81"], whylogs=["whylogs[viz]==1.6.4", "pandas<3", "pyarrow", "setuptools<81"],
+            fastapi=["fastapi==0.165.0", "bentoml==1.4.39", "uvicorn[standard]==0.54.0", "starlette==1.10.0", "pydantic==2.14.3", "onnxruntime==1.32.0", "skl2onnx==1.20.0", "onnx==1.23.2", *SAME],
+            mlserver=["mlserver==1.7.1", "mlserver-sklearn==1.7.1", *SAME], mlflow=["mlflow==3.17.2", *SAME])
 
 
 def python_of(name):
