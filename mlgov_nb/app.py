@@ -35,7 +35,7 @@ from .release import where
 from .request import BadRequest, read_native
 from .scoring import Answer, Explanations, explanations, predictions
 
-# %% ../nbs/17h_app.ipynb #0319fd5a
+# %% ../nbs/17h_app.ipynb #d1d07389
 say = logging.getLogger("mlgov")
 JSON = b"application/json"
 INLINE, SMALL = 64, 65_536      # more rows, or a longer body, are worked on in a thread
@@ -65,6 +65,7 @@ class Call:
         "The body's content type, without parameters"
         return self.header(b"content-type").partition(";")[0].strip().lower()
 
+# %% ../nbs/17h_app.ipynb #5421dc6c
 @dataclass(slots=True)
 class Reply:
     "One answer"
@@ -73,7 +74,7 @@ class Reply:
     kind: bytes = JSON
     headers: tuple = ()
 
-# %% ../nbs/17h_app.ipynb #338431c1
+# %% ../nbs/17h_app.ipynb #a4491b25
 def _too_large(limit): return BadRequest(413, f"the body is larger than {int(limit):,} bytes; send fewer rows at a time")
 
 async def _part(app, call, task):
@@ -103,6 +104,7 @@ async def _gathered(app, call, part, more, task):
     if len(got) > app.max_body: raise _too_large(app.max_body)
     return bytes(got)
 
+# %% ../nbs/17h_app.ipynb #8dd93613
 def _sane(body):
     "Refuse what takes a parser seconds: thousands of numbers at the edge of what can be written"
     if len(body) > 4096 and sum(1 for _ in islice(EDGE.finditer(body), 1001)) > 1000: raise BadRequest(422, "more than 1,000 numbers are beyond 1e250 or nearer to nought than 1e-299; expected measured values")
@@ -452,7 +454,7 @@ async def _answer(app, call, route):
     if route.limited and app.live.in_flight > app.live.settings.max_concurrency: raise BadRequest(429, "too many requests are in work; come again", retry=1)
     return await route.handler(app, call)
 
-# %% ../nbs/17h_app.ipynb #ee86cd8b
+# %% ../nbs/17h_app.ipynb #5a690d4f
 PIECE = 2**18
 
 async def _send(app, call, message):
@@ -481,6 +483,7 @@ async def _deliver(app, call, reply):
         _broken(call, "an answer", "the caller does not read it")
     finally: live.waiting.pop(task, None)
 
+# %% ../nbs/17h_app.ipynb #5d4cde01
 async def _drain(app, call, most=2**26):
     "Take what still arrives of a refused body, within reason: who is still sending does not hear"
     size, more, task = 0, True, asyncio.current_task()

@@ -193,7 +193,7 @@ def _write_new(file, data):
         raise
     _sync_folder(file.parent)
 
-# %% ../nbs/13_predlog.ipynb #42058eb2
+# %% ../nbs/13_predlog.ipynb #0dde61eb
 class _Appender:
     "The part of a segment that is in every request's way"
     def _fork(self):
@@ -221,10 +221,9 @@ class _Appender:
         except OSError as e: raise LogError(e) from None
 
     def _undo(self, e):
-        try:
-            os.ftruncate(self.fd, self.size)
-            if isinstance(e, FileNotFoundError): self._leave()       # nobody would find what is written here
+        try: os.ftruncate(self.fd, self.size)
         except OSError: self._leave()
+        if isinstance(e, FileNotFoundError): self._leave()       # nobody would find what is written here
         raise LogError(e) from None
 
     def _leave(self):

@@ -51,7 +51,10 @@ def test_kill_9_loses_nothing_that_was_acknowledged(base):
                 os.killpg(s.process.pid, signal.SIGKILL)
                 s.process.wait()
                 s.start()
-            else: os.kill(rng.choice(s.workers()), signal.SIGKILL)
+            else:
+                end = time.monotonic() + 30
+                while not (alive := s.workers()) and time.monotonic() < end: time.sleep(.05)     # both may be on their way back
+                os.kill(rng.choice(alive), signal.SIGKILL)
     finally:
         done.set()
         pool.shutdown()
