@@ -6,19 +6,18 @@
 __all__ = ['CHUNK', 'OTHER', 'BLOCK', 'ANSWER', 'file_kind', 'open_rows', 'score_batch', 'open_scorer', 'stream', 'score_file',
            'count_rows']
 
-# %% ../nbs/17d_batch.ipynb #30bcf06b
+# %% ../nbs/17d_batch.ipynb #88339b34
 import codecs
 import csv
 import glob
 import io
 import os
 import re
-import tempfile
 
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +29,7 @@ import pyarrow.parquet as pq
 
 from .artifact import load
 from .dataset import as_category
+from .files import atomic_file
 from .predlog import subject_key, subject_secret
 from .reasons import card_of
 from .request import MAX_TEXT, BadRequest, Schema, _kind, expected
@@ -448,24 +448,7 @@ def _stream(scorer, log, rows, writer, progress, started, workers):
         if data := writer.add(answer): yield data
     if data := writer.end(): yield data
 
-# %% ../nbs/17d_batch.ipynb #0ffdf8b4
-@contextmanager
-def _whole(file):
-    "Write a file under a temporary name; it gets its own when the block ends well"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for left in file.parent.glob(f".{glob.escape(file.name)}.*"): left.unlink(missing_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(fd, "wb") as f:
-            yield f
-            f.flush(); os.fsync(f.fileno())
-        os.chmod(tmp, 0o644)
-        os.replace(tmp, file)
-    except BaseException:
-        Path(tmp).unlink(missing_ok=True)
-        raise
-
-# %% ../nbs/17d_batch.ipynb #b858bdee
+# %% ../nbs/17d_batch.ipynb #3ec7e766
 def score_file(
     scorer:Scorer, # The model
     log, # A `Segment` of predictions
@@ -478,11 +461,12 @@ def score_file(
     if not file.is_file(): raise MlgovError(f"{file}: no such file")
     if out.suffix not in (".csv", ".parquet"): raise MlgovError(f"{out}: an answer is a .csv or a .parquet file; name it so")
     if out.exists() and out.samefile(file): raise MlgovError(f"{out}: the answer would replace the rows; give it another name")
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*"): left.unlink(missing_ok=True)     # of a run that was killed
     def count(c):
         for k, v in c.items(): total[k] = {n: total.get(k, {}).get(n, 0) + v.get(n, 0) for n in {**total.get(k, {}), **v}} if k == "strange" else total.get(k, 0) + v
         if progress: progress(c)
     try:
-        with closing(stream(scorer, log, file, out.suffix[1:], count, packed=True)) as parts, _whole(out) as f:
+        with closing(stream(scorer, log, file, out.suffix[1:], count, packed=True)) as parts, atomic_file(out) as f:
             for data in parts: f.write(data)
     except BadRequest as e: raise MlgovError(f"{file}: {e.error}") from None
     return total
