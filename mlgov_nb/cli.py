@@ -70,7 +70,7 @@ def select():
     v = select_stage(*_project())
     _say("\n".join(v["reasons"]), COLOURS[v["verdict"]])
 
-# %% ../nbs/19_cli.ipynb #576c5459
+# %% ../nbs/19_cli.ipynb #a4b8c22e
 @app.command()
 def judge(
     name: Annotated[str, typer.Argument(help="An audit of params.yaml.")],
@@ -98,6 +98,8 @@ def package(
     root, params = _project()
     version = package_stage(root, params)
     if version is None: return _say("no candidate holds the pre-release limits: nothing is packaged", "red")
+    from mlgov_nb.scoring import Scorer, load_release
+    Scorer(load_release(root/"release"/"served", {}))      # it scores and explains its example; and the first start finds that compiled
     _say(f"released {version} to release/served" + (f"; Bento {build(root, version)}" if bento else ""))
 
 # %% ../nbs/19_cli.ipynb #f4329312
