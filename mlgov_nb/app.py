@@ -348,7 +348,7 @@ async def _page(app, call):
 async def _v2_server(app, call): return Reply(_json(v2_server(__version__)))
 async def _version(app, call): return Reply(_json(dict(package=__version__)))
 
-# %% ../nbs/17h_app.ipynb #724d9cd2
+# %% ../nbs/17h_app.ipynb #6389ef9b
 @dataclass(frozen=True, slots=True)
 class Route:
     "How one path is answered"
@@ -357,7 +357,7 @@ class Route:
     need: str | None         # scope of the token; None is open
     limited: bool = True     # does it count against max_concurrency?
 
-def _table(env):
+def _table(env, pages):
     "Method and path: route"
     t = {("POST", "/v1/predict"): Route("predict", _predict, "predict"), ("POST", "/v1/explain"): Route("explain", _explain, "predict"), ("POST", "/v1/labels"): Route("labels", _keep_labels, "label"),
          ("POST", "/v1/batch"): Route("batch", _batch, "predict"), ("GET", "/v1/model"): Route("model", _model, "any"), ("GET", "/v1/log"): Route("log", _log, "operate"), ("POST", "/v1/reload"): Route("reload", _reload, "operate"),
@@ -367,7 +367,7 @@ def _table(env):
     for path in ("/readyz", "/ping", "/health", "/v2/health/ready", env.get("AIP_HEALTH_ROUTE") or "/readyz"): t["GET", path] = Route("readyz", _readyz, None, False)
     t["GET", "/metrics"] = Route("metrics", _metrics, "scrape", False)
     t["GET", "/version"] = Route("version", _version, "any")
-    for path in ("/", *page_files()): t["GET", path] = Route("docs", _page, None, False)
+    for path in ("/", *pages): t["GET", path] = Route("docs", _page, None, False)
     if route := env.get("AIP_PREDICT_ROUTE"): t["POST", route] = Route("vertex", _vertex, "predict")
     return t
 
@@ -402,14 +402,14 @@ def _refusal(e):
     if "allow" in e.more: headers += ((b"allow", e.more.pop("allow").encode()),)
     return Reply(_json(e.body), e.status, headers=headers)
 
-# %% ../nbs/17h_app.ipynb #95a82778
+# %% ../nbs/17h_app.ipynb #76dbfff4
 class App:
     "The service as an ASGI application"
     def __init__(self, env:dict|None=None):
         self.env = dict(os.environ if env is None else env)
         self.live, self.name, self.described, self.batches = None, self.env.get("MLGOV_NAME", "mlgov"), (None, b""), asyncio.Lock()
-        self.routes, self.pages = _table(self.env), page_files()
-        self.paths = {}
+        self.pages, self.paths = page_files(), {}
+        self.routes = _table(self.env, self.pages)
         for method, path in self.routes: self.paths.setdefault(path, []).append(method)
 
     async def start(self, supervised:bool=False):
