@@ -6,7 +6,7 @@
 __all__ = ['CHUNK', 'OTHER', 'BLOCK', 'ANSWER', 'file_kind', 'open_rows', 'score_batch', 'open_scorer', 'stream', 'score_file',
            'count_rows']
 
-# %% ../nbs/17d_batch.ipynb #88339b34
+# %% ../nbs/17d_batch.ipynb #13580455
 import codecs
 import csv
 import glob
@@ -16,7 +16,7 @@ import re
 
 import zlib
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +84,7 @@ def _spelt(values, known):
         if known is None or w in known: out[i] = w
     return pa.array(out, pa.string())
 
-# %% ../nbs/17d_batch.ipynb #84586b60
+# %% ../nbs/17d_batch.ipynb #57f6a025
 BLOCK = 2**20       # bytes of a CSV file that are parsed at a time, and the longest row
 
 def _csv_fault(e, names, bad):
@@ -94,7 +94,21 @@ def _csv_fault(e, names, bad):
     if "UTF8" in said and at: return f"row {int(at[2] or 0):,}: `{names[int(at[1])]}` is not UTF-8 text (the line of names is row 1)"
     if "straddling" in said: return f"a row is longer than {BLOCK / 2**20:g} MiB, or a quotation mark is never closed"
     if "Truncated compressed" in said: return "the packed data ends too early: the file is cut short"
+    if "inflate failed" in said: return f"the packed data is damaged ({said[:100]})"
     return " ".join(said.split())[:200]
+
+# %% ../nbs/17d_batch.ipynb #5552a3a3
+class _UntilFault:
+    "A file that ends where it can no longer be read: Arrow reads ahead, and would drop rows read before the fault, how many by chance"
+    def __init__(self, source): self.source, self.fault, self.closed = source, None, False
+    def readable(self): return True
+    def close(self): self.closed = True
+
+    def read(self, n):
+        if self.fault: return b""
+        try: return self.source.read(n)
+        except (pa.ArrowException, OSError) as e: self.fault = e
+        return b""
 
 def _csv_rows(source, head, schema, keep):
     "Batches of a CSV file's columns that count"
@@ -103,14 +117,16 @@ def _csv_rows(source, head, schema, keep):
     known = {f["name"]: set(f["categories"]) for f in schema.features if f["kind"] == "categorical"} | dict.fromkeys(schema.protected)
     kinds = {c: pa.dictionary(pa.int32(), pa.string()) if c in known else pa.string() for c in cols}
     def broken(row): bad.append(row); return "error"
+    source = _UntilFault(source)
     try:
-        reader = pacsv.open_csv(source, pacsv.ReadOptions(use_threads=False, block_size=BLOCK), pacsv.ParseOptions(delimiter=mark, newlines_in_values=True, invalid_row_handler=broken),
+        reader = pacsv.open_csv(pa.PythonFile(source, "r"), pacsv.ReadOptions(use_threads=False, block_size=BLOCK), pacsv.ParseOptions(delimiter=mark, newlines_in_values=True, invalid_row_handler=broken),
                                 pacsv.ConvertOptions(column_types=kinds, include_columns=cols, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=True))
         for b in reader:
             fixed = [pa.DictionaryArray.from_arrays(a.indices, _spelt(a.dictionary, known[c])) if c in known else a for c, a in zip(b.schema.names, b.columns)]
             yield pa.RecordBatch.from_arrays(fixed, b.schema.names)
+        if source.fault: raise source.fault      # the last row may be torn: `_chunks` still holds it
         yield pa.RecordBatch.from_pylist([], pa.schema(kinds))
-    except (pa.ArrowException, OSError) as e: raise BadRequest(422, _csv_fault(e, names, bad)) from None
+    except (pa.ArrowException, OSError) as e: raise BadRequest(422, _csv_fault(source.fault or e, names, [] if source.fault else bad)) from None
 
 # %% ../nbs/17d_batch.ipynb #52891782
 def _usable(t, anything=False):
@@ -168,7 +184,7 @@ def _chunks(batches):
             n += part.num_rows
     yield pa.concat_batches(held or [b])
 
-# %% ../nbs/17d_batch.ipynb #f14d655d
+# %% ../nbs/17d_batch.ipynb #bcb7f68f
 def open_rows(
     file, # A path, or an open binary file that can seek
     schema:Schema, # Of the model
@@ -186,7 +202,9 @@ def open_rows(
         return _chunks(_parquet_rows(f, cols)), f.metadata.num_rows
     if kind == "csv.gz":
         if not packed: raise BadRequest(415, "the file is packed by gzip; expected Parquet, or CSV as it is")
-        head, source = zlib.decompressobj(31).decompress(head, 2**20), pa.CompressedInputStream(source, "gzip")
+        try: head = zlib.decompressobj(31).decompress(head, 2**20)
+        except zlib.error as e: raise BadRequest(422, f"the packed data is damaged ({e})") from None
+        source = pa.CompressedInputStream(source, "gzip")
         if file_kind(head) != "csv": raise BadRequest(415, "the packed file is no CSV")
     _wanted(schema, _header(head, schema)[1], keep)
     return _chunks(_csv_rows(source, head, schema, keep)), None
@@ -377,14 +395,19 @@ def open_scorer(
     settings = ServiceSettings.from_env({}, env)
     return Scorer(Release(art, card, about, settings, Schema(feats, card, settings.max_rows, example), stored_outliers(art)), secret=subject_secret(needed=False))
 
-# %% ../nbs/17d_batch.ipynb #b9e9e7ca
+# %% ../nbs/17d_batch.ipynb #6c220b07
 def _in_order(work, items, workers):
-    "`work` of each item, `workers` at a time, in the items' order"
+    "`work` of each item, `workers` at a time, in the items' order; a fault of the items comes after all that came before it"
     if workers == 1: return (yield from map(work, items))
     waiting = deque()
+    def until_fault():
+        try: yield from items
+        except BadRequest as e:
+            waiting.append(Future())
+            waiting[-1].set_exception(e)
     with ThreadPoolExecutor(workers, "batch") as pool:
         try:
-            for x in items:
+            for x in until_fault():
                 waiting.append(pool.submit(work, x))
                 if len(waiting) > workers: yield waiting.popleft().result()
             while waiting: yield waiting.popleft().result()
