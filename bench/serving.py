@@ -95,7 +95,7 @@ import mlgov_nb.app
 mlgov_nb.app.keep = lambda live, scorer, got: mlgov_nb.live.count_scored(live.counters, scorer, got)
 """
 VARIANTS = {"everything; the disk is made to keep the log each 100 ms": {}, "the disk is made to keep the log before each answer": dict(MLGOV_FSYNC="always"), "the disk keeps the log when it likes": dict(MLGOV_FSYNC="never"),
-            "through BentoML's own middlewares": dict(MLGOV_DOOR="inner"), "without BentoML: the same application in uvicorn": dict(command=(sys.executable, "-c", BARE, "{port}")), "without BentoML and without the log (only here: the service has no such switch)": dict(command=(sys.executable, "-c", UNLOGGED + BARE, "{port}"))}
+            "through BentoML's own middlewares": dict(command=(BIN/"bentoml", "serve", "serving_inner:Mlgov", "--working-dir", HERE, "--host", "127.0.0.1", "--port", "{port}")), "without BentoML: the same application in uvicorn": dict(command=(sys.executable, "-c", BARE, "{port}")), "without BentoML and without the log (only here: the service has no such switch)": dict(command=(sys.executable, "-c", UNLOGGED + BARE, "{port}"))}
 
 
 def peers(small):
@@ -321,7 +321,7 @@ def line():
     us = s.clock.now()
     return s.encoder.encode(s.record(s.names.one(us), "", s.art.name, s.art.version, s.arm, 0.5, 1, 0.1, *row))
 steps = {"decode and check": lambda: read_native(s.schema, next(bodies)), "encode": lambda: np.array([_code(s, row, [], {})]), "score": lambda: s.art.score_codes(got.codes), "outlier flag": lambda: odd.score(got.codes) > odd.cut,
-         "log line, with its id": line, "write": lambda: log.append(got.lines, 1), "answer": lambda: s.encoder.encode(Answer(predictions(s, got)))}
+         "log line, with its id": line, "write": lambda: log.append(got.lines), "answer": lambda: s.encoder.encode(Answer(predictions(s, got)))}
 print(json.dumps({k: min(timeit.repeat(f, number=5000, repeat=5)) / 5000 * 1e6 for k, f in steps.items()}))
 """
 

@@ -305,14 +305,14 @@ def gate(
     _say("gate: open" if ok else "gate: closed (" + ", ".join(f"{v['audit']} {v['verdict']}" for v in verdicts if v["verdict"] in ("fail", "unknown")) + ")", "green" if ok else "red")
     raise typer.Exit(0 if ok else 1)
 
-# %% ../nbs/19_cli.ipynb #279f8425
+# %% ../nbs/19_cli.ipynb #40986051
 LogDir = Annotated[Path | None, typer.Option("--log", help="The log's folder; default: MLGOV_LOG_DIR, or service.log_dir of params.yaml.")]
 
 def _place(given):
     "The log's folder, the card of its rows, the folder of closed windows, and the project's top; in a project, or beside a service without one"
     from json import loads
     from os import environ
-    log, served = given or environ.get("MLGOV_LOG_DIR"), environ.get("MLGOV_SERVED")
+    log, served = given and Path(given).absolute() or environ.get("MLGOV_LOG_DIR"), environ.get("MLGOV_SERVED")
     try: root, params = _project()
     except MlgovError:
         if not (log and served): raise MlgovError("no params.yaml in this folder or above, and MLGOV_LOG_DIR (or --log) and MLGOV_SERVED do not say where the log and the released model are") from None
@@ -328,7 +328,7 @@ def _history(root, name):
     told, like = root/"data/split/split.json", root/"data/split/reference.parquet"
     return like if told.is_file() and like.is_file() and loads(told.read_text())["card"] == name else None
 
-# %% ../nbs/19_cli.ipynb #002937aa
+# %% ../nbs/19_cli.ipynb #c602c9d2
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="A release, such as release/served, or an artifact, such as release/champion.")],
@@ -338,7 +338,7 @@ def predict(
 ):
     "Score a file of any size, by the service's code and into its log; a row that cannot be scored has the reason in the column error."
     from tqdm import tqdm
-    from mlgov_nb.batch import count_rows, open_scorer, score_file
+    from mlgov_nb.batch import open_scorer, score_file, stated_rows
     from mlgov_nb.predlog import Segment
     scorer = open_scorer(model)
     try: place = _place(folder)[0]
@@ -346,7 +346,7 @@ def predict(
         if folder is None: raise
         place = folder           # outside a project, a folder is all that is needed
     log = Segment(place, "predictions", clock=scorer.clock)
-    with tqdm(total=count_rows(file), disable=None, unit="row", unit_scale=True) as bar: n = score_file(scorer, log, file, out, lambda c: bar.update(c["rows"]))
+    with tqdm(total=stated_rows(file), disable=None, unit="row", unit_scale=True) as bar: n = score_file(scorer, log, file, out, lambda c: bar.update(c["rows"]))
     outliers = f", {n['outliers']:,} outliers" if scorer.release.outliers else ""
     _say(f"{out}: {n['scored']:,} of {n['rows']:,} rows scored" + (f", {n['positive']:,} decided 1" if scorer.binary else "") + f"{outliers}; logged in {place}")
     if n["strange"]: _say("values that training never saw: " + ", ".join(f"{k} {v:,}" for k, v in n["strange"].items()), "yellow")

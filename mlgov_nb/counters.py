@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# %% ../nbs/17e_counters.ipynb #ff6648b3
+# %% ../nbs/17e_counters.ipynb #9790bccd
 def _alive(pid):
     try: os.kill(pid, 0)
     except ProcessLookupError: return False
@@ -29,7 +29,7 @@ def share_counts(
     mine.mkdir(mode=0o700, exist_ok=True)
     if mine.is_symlink() or mine.lstat().st_uid != os.getuid(): raise PermissionError(f"{mine} belongs to somebody else")
     for f in mine.glob("gauge_live*.db"):               # of workers that were killed: what they were doing is over
-        if (pid := f.stem.rpartition("_")[2]).isdigit() and not _alive(int(pid)): f.unlink(missing_ok=True)
+        if (pid := f.stem.rpartition("_")[2]).isdigit() and (int(pid) == os.getpid() or not _alive(int(pid))): f.unlink(missing_ok=True)     # a container's processes get the same numbers again
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(mine)
     return mine
 

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'Head', 'expire', 'forget']
 
-# %% ../nbs/13b_erasure.ipynb #b75ab986
+# %% ../nbs/13b_erasure.ipynb #39fabdee
 import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections import Counter
@@ -28,11 +27,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .files import atomic_dir, sha256, write_json
-from .predlog import LogError, adopt, segments, subject_key
+from .predlog import LogError, _sync_folder, _write_new, adopt, segments, subject_key
 from .settings import MlgovError
 from .windows import GROUP, Content, Sink, ask_to_seal, held, read_window, send_window, span, store
 
-# %% ../nbs/13b_erasure.ipynb #446d9a0d
+# %% ../nbs/13b_erasure.ipynb #a55ecc33
 class Head(msgspec.Struct):
     "What erasing looks at in a record"
     prediction_id: Any = None
@@ -47,17 +46,18 @@ def _decoded(line):
     except msgspec.DecodeError: return None
 
 def _json_file(file):
-    "The heads of a file of lines, and how to make it without some, and without torn lines that hold `secret`"
-    *lines, tail = Path(file).read_bytes().split(b"\n")
-    heads = [_decoded(x) for x in lines]
+    "The heads of a file of lines, its torn lines, and how to make it without some heads and without torn lines that hold `secret`"
+    *whole, tail = Path(file).read_bytes().split(b"\n")
+    lines, heads = [*(x + b"\n" for x in whole), tail], [*map(_decoded, whole), None]
     at = np.array([i for i, h in enumerate(heads) if h is not None], dtype=int)
+    torn = {i: x for i, (h, x) in enumerate(zip(heads, lines)) if h is None}
     def without(drop, secret=None):
-        gone = set(at[drop].tolist()) | {i for i, h in enumerate(heads) if h is None and secret and secret[:8] in lines[i]}
-        kept = b"".join(x + b"\n" for i, x in enumerate(lines) if i not in gone)
-        return kept + (b"" if secret and secret[:8] in tail else tail) if len(at) > int(drop.sum()) else None
-    return pd.DataFrame([heads[i] for i in at], columns=COLUMNS, dtype=object), without
+        gone = set(at[drop].tolist()) | {i for i, x in torn.items() if secret and secret in x}
+        kept = b"".join(x for i, x in enumerate(lines) if i not in gone)
+        return None if not kept or drop.any() and drop.all() else kept
+    return pd.DataFrame([heads[i] for i in at], columns=COLUMNS, dtype=object), b"".join(torn.values()), without
 
-# %% ../nbs/13b_erasure.ipynb #9ea25e68
+# %% ../nbs/13b_erasure.ipynb #bfe68607
 def _parquet_file(file):
     "The same of a table"
     t = pq.read_table(file)
@@ -66,7 +66,7 @@ def _parquet_file(file):
         sink = pa.BufferOutputStream()
         pq.write_table(t.filter(pa.array(~drop)), sink, compression="zstd")
         return None if drop.all() else sink.getvalue().to_pybytes()
-    return heads, without
+    return heads, b"", without
 
 def _read(file): return (_parquet_file if Path(file).suffix == ".parquet" else _json_file)(file)
 
@@ -76,23 +76,22 @@ def _there(s):
     sealed = s.file.with_name(s.file.name.removesuffix(".open"))
     return s if s.file.exists() or not sealed.exists() else replace(s, file=sealed, state="sealed")
 
-# %% ../nbs/13b_erasure.ipynb #f4308bc7
+# %% ../nbs/13b_erasure.ipynb #11879491
 def _append(file, obj):
     "A line that is on the platter"
     fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try: os.write(fd, json.dumps(obj).encode() + b"\n"); os.fsync(fd)
     finally: os.close(fd)
+    _sync_folder(file.parent)
 
 def _lines(file): return [json.loads(x) for x in file.read_text().splitlines() if x.endswith("}") or x.endswith("]")] if file.is_file() else []
 
 def _replace(folder, file, data):
     "Give a file new bytes, or remove it; noted first"
     _append(folder/".erasing.jsonl", [file.name, sha256(file), hashlib.sha256(data).hexdigest() if data is not None else None])
-    if data is None: return file.unlink()
-    tmp = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
-    with open(tmp, "xb") as f: f.write(data); f.flush(); os.fsync(f.fileno())
-    shutil.copymode(file, tmp)
-    os.replace(tmp, file)
+    if data is not None: return _write_new(file, data)
+    file.unlink()
+    _sync_folder(folder)
 
 def _account(folder, **told):
     "One line for the whole erasure, with what a killed one before it had done"
@@ -111,18 +110,20 @@ def _alone(folder, wait=60):
         try: adopt(folder); yield
         except OSError as e: raise LogError(e) from None
 
-# %% ../nbs/13b_erasure.ipynb #b027991e
+# %% ../nbs/13b_erasure.ipynb #43e89a69
 def _when(heads, s):
     "The time of each record, in UTC"
     ids = heads.prediction_id.astype(str)
     named = pd.to_datetime([int(x[:8] + x[9:13], 16) if re.match(r"[0-9a-f]{8}-[0-9a-f]{4}-7", x) else np.nan for x in ids], unit="ms", utc=True)
     said = pd.to_datetime(heads.ts, utc=True, errors="coerce", format="ISO8601")
     t = pd.Series(named if s.kind == "labels" else said).fillna(pd.Series(said.array))
-    return t.fillna(pd.Timestamp(s.file.stat().st_mtime, unit="s", tz="UTC"))
+    return t.fillna(_age(s))
+
+def _age(s): return pd.Timestamp(s.file.stat().st_mtime, unit="s", tz="UTC")
 
 def _begins(s): return (span(s) or (pd.Timestamp.min,))[0]
 
-# %% ../nbs/13b_erasure.ipynb #6ff44448
+# %% ../nbs/13b_erasure.ipynb #209b9afc
 def expire(
     folder:Path, # The log's folder
     days:float, # How long records are kept
@@ -141,10 +142,10 @@ def expire(
         for s in map(_there, segments(folder)):
             if progress: progress(1)
             if s.state == "live" or not near(s): continue
-            heads, without = _read(s.file)
+            heads, _, without = _read(s.file)
             old = (_when(heads, s) < cut).to_numpy()
-            if not old.any(): continue
-            data = without(old)
+            if not (old.any() if len(old) else _age(s) < cut): continue
+            data = without(old) if len(old) else None
             count.update({s.kind: int(old.sum()), "removed" if data is None else "rewritten": 1})
             _replace(folder, s.file, data)
         return _account(folder, what="expired", before=cut.strftime("%Y-%m-%dT%H:%M:%SZ"), **count)
@@ -265,32 +266,33 @@ def _follow(folder, place):
     fs, path = store(place)
     with tempfile.TemporaryDirectory() as d: fs.put_file(str(write_json(Path(d)/"WINDOW.json", new, None)), f"{path}/WINDOW.json")
 
-# %% ../nbs/13b_erasure.ipynb #ec097cfc
+# %% ../nbs/13b_erasure.ipynb #a70bbdd3
+def _hint(key): return key[:8].encode()      # a torn line may hold the beginning only
+
 def _may_hold(s, key):
     "Could a file of predictions hold the subject? A look at the bytes, before any is read as a record"
-    return s.file.suffix == ".parquet" or key[:8].encode() in s.file.read_bytes()
+    return s.file.suffix == ".parquet" or _hint(key) in s.file.read_bytes()
 
 def _named(folder, key):
     "Names of a person's predictions in the log, and the files that hold them"
     ids, files = set(), []
     for s in map(_there, segments(folder, "predictions")):
         if not _may_hold(s, key): continue
-        heads, _ = _read(s.file)
+        heads, _, _ = _read(s.file)
         mine = (heads.subject == key).to_numpy(bool)
         if mine.any() or s.file.suffix != ".parquet": files.append(s); ids |= set(heads.prediction_id[mine]) - {None}
     return ids, files
 
 def _erase(folder, files, ids, key):
     "Erase records from sealed files; how many, and which files are still open"
-    n, still = 0, []
+    n, still, secret = 0, [], _hint(key)
     for s in map(_there, files):
-        heads, without = _read(s.file)
+        heads, torn, without = _read(s.file)
         mine = (heads.prediction_id.isin(ids) | (heads.subject == key)).to_numpy(bool)
-        data = without(mine, key.encode())
-        if not mine.any() and (data is None or s.file.suffix == ".parquet" or data == s.file.read_bytes()): continue
+        if not mine.any() and secret not in torn: continue
         if s.state == "live": still.append(s.file.name); continue
         n += int(mine.sum())
-        _replace(folder, s.file, data)
+        _replace(folder, s.file, without(mine, secret))
     return n, still
 
 # %% ../nbs/13b_erasure.ipynb #e6d985e3

@@ -5,23 +5,32 @@
 # %% auto #0
 __all__ = ['atomic_file', 'write_atomic', 'atomic_dir', 'sha256', 'to_json', 'write_json']
 
-# %% ../nbs/00a_files.ipynb #ae90501c
+# %% ../nbs/00a_files.ipynb #14da22e2
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/00a_files.ipynb #85602033
+# %% ../nbs/00a_files.ipynb #084b2565
+def _like(tmp, file):
+    "Give a new file the owner and the permissions of the one that it replaces, as far as that is allowed"
+    try: was = os.stat(file)
+    except FileNotFoundError: return os.chmod(tmp, 0o644)
+    for ids in ((-1, was.st_gid), (was.st_uid, -1)):
+        with suppress(PermissionError): os.chown(tmp, *ids)
+    os.chmod(tmp, stat.S_IMODE(was.st_mode))
+
 @contextmanager
 def atomic_file(
     file:Path, # Where it goes; its folder is made
 ): # A binary file to write to
-    "Write to a temporary file that becomes `file` when the block ends well, and vanishes when it does not"
+    "Write to a temporary file that becomes `file` when the block ends well, and vanishes when it does not; who may read it stays as it was"
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
@@ -29,7 +38,7 @@ def atomic_file(
         with os.fdopen(fd, "wb") as f:
             yield f
             f.flush(); os.fsync(f.fileno())
-        os.chmod(tmp, 0o644)
+        _like(tmp, file)
         os.replace(tmp, file)
     except BaseException:
         Path(tmp).unlink(missing_ok=True)

@@ -35,7 +35,7 @@ def read_tokens(
             raise MlgovError(f"{file}: entry {i} is not a token; expected {{\"name\": text, \"scopes\": some of {list(SCOPES)}, \"sha256\": 64 hex digits}}")
     return got
 
-# %% ../nbs/17c_guard.ipynb #2e55871b
+# %% ../nbs/17c_guard.ipynb #602b2258
 def new_token(
     file:Path, # Made when it is not there
     name:str, # Whose token it is
@@ -58,13 +58,14 @@ def revoke_token(
     "Take a token out; a running service notices within a second"
     have = read_tokens(file)
     if not any(t["name"] == name for t in have): raise MlgovError(f"{file}: no token named {name!r}; there are {', '.join(t['name'] for t in have) or 'none'}")
-    _write(file, [t for t in have if t["name"] != name])
+    _write(Path(file), [t for t in have if t["name"] != name])
 
 def _hash(token): return hashlib.sha256(token).hexdigest()
 
 def _write(file, tokens):
+    new = not file.exists()
     write_atomic(file, json.dumps(tokens, indent=1) + "\n")
-    os.chmod(file, 0o600)
+    if new: os.chmod(file, 0o600)      # one that is there stays readable for the service, which may run as somebody else
 
 # %% ../nbs/17c_guard.ipynb #a0be3582
 def _loopback(host):
@@ -84,7 +85,7 @@ def _local(scope, headers):
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     return _loopback(name) and (not origin or origin == f"{scope.get('scheme', 'http')}://{host}")
 
-# %% ../nbs/17c_guard.ipynb #77b1c096
+# %% ../nbs/17c_guard.ipynb #11e8e67b
 class Guard:
     "Checks tokens"
     def __init__(self,
@@ -99,7 +100,7 @@ class Guard:
     def refresh(self):
         "Read the file again when it has changed; `MlgovError` leaves the tokens as they were"
         if not self.file: return
-        try: now = (s := os.stat(self.file)).st_mtime_ns, s.st_ino, s.st_size
+        try: now = (s := os.stat(self.file)).st_ctime_ns, s.st_ino, s.st_size       # a change of its permissions counts too
         except OSError: now = None
         if now == self.seen and now is not None: return
         self.seen = now                                   # a broken file is told once

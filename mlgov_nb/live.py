@@ -78,14 +78,14 @@ async def stop(
         try: await live.on_disk(s.seal)
         except LogError as e: say.error("%s", e)
 
-# %% ../nbs/17g_live.ipynb #a8149ab4
+# %% ../nbs/17g_live.ipynb #4be0b048
 def keep(
     live:Live, # This worker
     scorer:Scorer, # That scored
     got, # From `score`
 )->None:
     "Log and count; `LogError` when it cannot be logged"
-    try: live.log.append(got.lines, got.n)
+    try: live.log.append(got.lines)
     except LogError:
         live.room, live.probed = max(live.room, len(got.lines)), (0.0, None)
         raise

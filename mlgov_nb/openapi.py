@@ -37,8 +37,8 @@ class Refusal(msgspec.Struct):
     found: str | None = None
     expected: str | None = None
 
-# %% ../nbs/17f_openapi.ipynb #0e3d0ce1
-TOLD = {400: "The body cannot be read", 401: "A token is missing or not valid", 403: "The token does not open this route", 404: "There is no such thing here", 405: "The route exists, with another method", 408: "The body did not arrive in time",
+# %% ../nbs/17f_openapi.ipynb #a28da075
+TOLD = {400: "The body cannot be read", 401: "A token is missing or not valid", 403: "The token does not open this route", 404: "There is no such thing here", 405: "The route exists, with another method", 406: "The caller accepts no content type that this route answers in", 408: "The body did not arrive in time",
         413: "Too large: see the limits in /v1/model", 415: "A content type that this route does not read", 422: "A field is wrong; the answer names it", 429: "Too many requests at once; come again after Retry-After",
         503: "No answer now: the log cannot be written, the model is not loaded, or time ran out"}
 
@@ -47,17 +47,17 @@ def _errors(*codes):
     body = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
     return {str(c): {"description": TOLD[c], "content": body, **({"headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}} if c in (429, 503) else {})} for c in codes}
 
-ANY = (401, 403, 405, 408, 413, 415, 429, 503)
+ANY = (408, 413, 415, 503)
 
 def _post(title, about, body, answer, codes=(400, 422), **more):
     return dict(post=dict(summary=title, description=about, requestBody=dict(required=True, content=body), responses={"200": dict(description="Answered, and in the log", content=answer), **_errors(*sorted({*codes, *ANY}))}, **more))
 
 def _get(title, about, content=None, codes=(), **more):
-    return dict(get=dict(summary=title, description=about, responses={"200": {"description": "Yes", **({"content": content} if content else {})}, **_errors(*sorted({*codes, 405}))}, **more))
+    return dict(get=dict(summary=title, description=about, responses={"200": {"description": "Yes", **({"content": content} if content else {})}, **_errors(*codes)}, **more))
 
 def _json(schema, **examples): return {"application/json": {"schema": schema, **({"examples": {k: {"value": v} for k, v in examples.items()}} if examples else {})}}
 
-# %% ../nbs/17f_openapi.ipynb #94300e2a
+# %% ../nbs/17f_openapi.ipynb #ed734acc
 FREE = {"type": "object"}
 FILE = {"type": "string", "format": "binary"}
 
@@ -72,37 +72,49 @@ def _native(refs, one, answer, why):
     return {"/v1/predict": _post("Score one row or many", "Every row gets an id, by which its outcome can be told later. What training never saw is in `warnings`.", body, _json(refs["Answer"], one=answer), operationId="predict"),
             "/v1/explain": _post("Score rows and say why", "Base value plus contributions is the score. Reasons are in the words of the dataset card, flagged where they name a protected attribute or a stand-in for one.", body, _json(refs["Explanations"], one=why), operationId="explain", parameters=some),
             "/v1/labels": _post("Tell outcomes", "Late ones are welcome, repeated ones count once, a corrected one wins by `observed_at`.", _json({"oneOf": [label, labels]}, one=was, many=dict(labels=[was])), _json(refs["Kept"], one=dict(kept=1)), operationId="labels"),
-            "/v1/batch": _post("Score a file", "CSV or Parquet in, the same out (or what `Accept` asks for), as a stream. A row that cannot be scored has its reason in the column `error`. Columns that the model does not know are ignored.", table, table, operationId="batch")}
+            "/v1/batch": _post("Score a file", "CSV or Parquet in, the same out (or what `Accept` asks for), as a stream. A row that cannot be scored has its reason in the column `error`. Columns that the model does not know are ignored.", table, table, (400, 406, 422), operationId="batch")}
 
 def _operating():
     "Paths for those who run it"
     text = {"text/plain": {"schema": {"type": "string"}}}
-    return {"/v1/model": _get("The model: card, schema, limits", "What answers now, what it was trained on, and what a request may hold.", _json(FREE), (401, 503), operationId="model"),
-            "/v1/log": _get("State of the prediction log", "Scope operate.", _json(FREE), (401, 403, 503), operationId="log"),
-            "/v1/reload": {"post": dict(summary="Look for a new release now", description="Scope operate. Workers look by themselves every half second.", operationId="reload", responses={"200": dict(description="Looked", content=_json(FREE)), **_errors(401, 403, 405, 429, 503)})},
+    return {"/v1/model": _get("The model: card, schema, limits", "What answers now, what it was trained on, and what a request may hold.", _json(FREE), (503,), operationId="model"),
+            "/v1/log": _get("State of the prediction log", "Scope operate.", _json(FREE), (503,), operationId="log"),
+            "/v1/reload": {"post": dict(summary="Look for a new release now", description="Scope operate. Workers look by themselves every half second.", operationId="reload", responses={"200": dict(description="Looked", content=_json(FREE)), **_errors(503)})},
             "/readyz": _get("Ready?", "The model is verified and loaded, and the log can be written.", _json(FREE), (503,), operationId="readyz"), "/livez": _get("Alive?", "The process answers.", text, operationId="livez"),
-            "/metrics": _get("Prometheus metrics", "Scope operate, or from the machine itself.", text, (401, 403), operationId="metrics")}
+            "/metrics": _get("Prometheus metrics", "Scope operate, or from the machine itself.", text, operationId="metrics")}
 
-# %% ../nbs/17f_openapi.ipynb #28aad88a
+# %% ../nbs/17f_openapi.ipynb #2e6a45e7
 def _open(name, one, names):
     "Paths of the open protocols"
     tensors = [dict(name=k, shape=[1], datatype="FP64" if isinstance(one[k], float) else "BYTES", data=[one[k]]) for k in names]
     v2 = _post("Open Inference Protocol V2", "One tensor per feature; for KServe, Seldon and Triton clients. The binary extension is understood.", {**_json(FREE, one=dict(inputs=tensors)), "application/octet-stream": {"schema": FILE}}, _json(FREE), (400, 404, 422), operationId="infer")
     rows = dict(dataframe_records={"dataframe_records": [one]}, dataframe_split={"dataframe_split": dict(columns=list(names), data=[[one[k] for k in names]])}, instances={"instances": [one]})
-    calls = _post("SageMaker and MLflow", "JSON in MLflow's or SageMaker's forms, CSV, or JSON lines.", {**_json(FREE, **rows), "text/csv": {"schema": {"type": "string"}}, "application/jsonlines": {"schema": {"type": "string"}}}, {**_json(FREE), "text/csv": {"schema": {"type": "string"}}, "application/jsonlines": {"schema": {"type": "string"}}}, operationId="invocations")
+    calls = _post("SageMaker and MLflow", "JSON in MLflow's or SageMaker's forms, CSV, or JSON lines.", {**_json(FREE, **rows), "text/csv": {"schema": {"type": "string"}}, "application/jsonlines": {"schema": {"type": "string"}}}, {**_json(FREE), "text/csv": {"schema": {"type": "string"}}, "application/jsonlines": {"schema": {"type": "string"}}}, (400, 406, 422), operationId="invocations")
     v1 = _post("KServe V1 and Vertex AI", "Instances in, predictions out; on Vertex AI under the route of AIP_PREDICT_ROUTE too.", _json(FREE, one=dict(instances=[one])), _json(FREE), (400, 404, 422), operationId="v1predict")
-    meta = _get("Metadata of the model", "Its inputs and outputs as tensors.", _json(FREE), (401, 404, 503), operationId="v2model")
+    meta = _get("Metadata of the model", "Its inputs and outputs as tensors.", _json(FREE), (404, 503), operationId="v2model")
     ready = _get("Is the model ready?", "As /readyz.", _json(FREE), (404, 503), operationId="v2ready")
     return {f"/v2/models/{name}/infer": v2, f"/v1/models/{name}:predict": v1, f"/v2/models/{name}": meta, f"/v2/models/{name}/ready": ready, "/invocations": calls, "/ping": _get("SageMaker's health check", "As /readyz.", _json(FREE), (503,), operationId="ping"),
-            "/v2/health/live": _get("V2: alive?", "As /livez.", _json(FREE), operationId="v2live"), "/v2/health/ready": _get("V2: ready?", "As /readyz.", _json(FREE), (503,), operationId="v2healthready"), "/v2": _get("V2: the server", "Name, version, extensions.", _json(FREE), (401,), operationId="v2server")}
+            "/v2/health/live": _get("V2: alive?", "As /livez.", _json(FREE), operationId="v2live"), "/v2/health/ready": _get("V2: ready?", "As /readyz.", _json(FREE), (503,), operationId="v2healthready"), "/v2": _get("V2: the server", "Name, version, extensions.", _json(FREE), operationId="v2server")}
 
+# %% ../nbs/17f_openapi.ipynb #6f28e938
 def _tagged(**groups): return {path: {m: dict(op, tags=[tag]) for m, op in ops.items()} for tag, paths in groups.items() for path, ops in paths.items()}
+
+def _guarded(paths, route):
+    "What every route may answer, from the table of routes: with a token or without, and when too many ask"
+    for path, ops in paths.items():
+        for method, op in ops.items():
+            r = route(method.upper(), path)
+            codes = [405] + [401] * (r.need is not None) + [403] * (r.need not in (None, "any")) + [429] * r.limited
+            op["responses"] = dict(sorted({**op["responses"], **_errors(*codes)}.items()))
+            if r.need is None: op["security"] = []
+    return paths
 
 EXAMPLE_ID = "019ac3f1-7b2c-7d41-8f0e-3b1a6c52d9e4"
 
 def openapi(
     scorer:Scorer, # The model that answers
     v2_name:str, # Its name for V2 clients
+    route, # Gives the `Route` of a method and a path
 )->dict: # OpenAPI 3.1
     "The API's description"
     types = [scorer.schema.row, scorer.schema.rows, Answer, Explanations, Label, Labels, Kept, Refusal]
@@ -114,7 +126,7 @@ def openapi(
     for x in (answer, why): x["predictions"][0]["prediction_id"] = EXAMPLE_ID
     about = scorer.release.about
     return dict(openapi="3.1.0", info=dict(title=about["title"], version=scorer.art.version, description=about["use"]), security=[{"token": []}],
-                paths=_tagged(Scores=_native(refs, one, answer, why), Platforms=_open(v2_name, one, scorer.schema.names), Operation=_operating()),
+                paths=_guarded(_tagged(Scores=_native(refs, one, answer, why), Platforms=_open(v2_name, one, scorer.schema.names), Operation=_operating()), route),
                 components=dict(schemas=parts, securitySchemes=dict(token=dict(type="http", scheme="bearer", description="None is needed on the service's own machine while there are no tokens"))))
 
 # %% ../nbs/17f_openapi.ipynb #7652ef4a

@@ -6,7 +6,7 @@
 __all__ = ['RESERVED', 'KINDS', 'WORDS', 'LogError', 'Clock', 'iso', 'Ids', 'subject_key', 'subject_secret', 'Segment',
            'record_bytes', 'SegmentInfo', 'segments', 'adopt', 'read_lines']
 
-# %% ../nbs/13_predlog.ipynb #14d3d8bc
+# %% ../nbs/13_predlog.ipynb #85900289
 import asyncio
 import errno
 import fcntl
@@ -20,6 +20,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,7 +169,7 @@ def _create(folder, kind, us):
         file.unlink(missing_ok=True); os.close(fd)
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-# %% ../nbs/13_predlog.ipynb #0454d167
+# %% ../nbs/13_predlog.ipynb #efea8115
 def _sync_folder(folder):
     "Make names in a folder durable"
     fd = os.open(folder, os.O_RDONLY)
@@ -182,7 +183,7 @@ def _write_all(fd, data):
 
 def _write_new(file, data):
     "A whole, durable file under its final name, or none"
-    tmp = file.with_name(f".{file.name}.tmp")
+    tmp = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
     try:
         try: _write_all(fd, data); os.fsync(fd)
@@ -193,7 +194,7 @@ def _write_new(file, data):
         raise
     _sync_folder(file.parent)
 
-# %% ../nbs/13_predlog.ipynb #0dde61eb
+# %% ../nbs/13_predlog.ipynb #6aafb02a
 class _Appender:
     "The part of a segment that is in every request's way"
     def _fork(self):
@@ -203,8 +204,8 @@ class _Appender:
         self.lock, self.slow = threading.Lock(), threading.Lock()
         self.fd, self.left, self.next, self.running, self.pool, self.synced = -1, [], None, None, None, self.total
 
-    def append(self, data:bytes, n:int)->None:
-        "Append `n` whole lines; `LogError` when they are not in the file"
+    def append(self, data:bytes)->None:
+        "Append whole lines; `LogError` when they are not in the file"
         with self.lock:
             if self.fd < 0: self._open()
             try:
@@ -212,7 +213,7 @@ class _Appender:
                 if wrote != len(data): _write_all(self.fd, data[wrote:])
                 if not os.fstat(self.fd).st_nlink: raise FileNotFoundError(errno.ENOENT, "removed")
             except OSError as e: self._undo(e)
-            self.size += len(data); self.total += len(data); self.records += n
+            self.size += len(data); self.total += len(data)
 
     def _open(self):
         try:
@@ -332,7 +333,7 @@ def _table_bytes(table):
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 
-# %% ../nbs/13_predlog.ipynb #46b9dc70
+# %% ../nbs/13_predlog.ipynb #1135718e
 class Segment(_Shared):
     "One writer's own file of the log, and the next when it is full"
     def __init__(self,
@@ -346,14 +347,13 @@ class Segment(_Shared):
         if kind not in KINDS or fsync not in ("always", "interval", "never"): raise MlgovError(f"a segment holds {' or '.join(KINDS)} and is synced 'always', at an 'interval' or 'never'; found {kind!r}, {fsync!r}")
         self.folder, self.kind, self.fsync, self.clock = Path(folder).absolute(), kind, fsync, clock or Clock()
         self.rotate_bytes, self.rotate_seconds = rotate_bytes, rotate_seconds
-        self.fd, self.size, self.total, self.records, self.left, self.bad, self.fresh = -1, 0, 0, 0, [], [], False
+        self.fd, self.size, self.total, self.left, self.bad, self.fresh = -1, 0, 0, [], [], False
         self._fork()
         _forked.add(self)
 
     def append_table(self, table)->None:
         "A `pyarrow.Table` of records (a big batch) as a sealed file of its own; whole and durable, or `LogError`"
         _put(self.folder, f"{_stem(self.kind, self.clock.now())}.parquet", _table_bytes(table))
-        self.records += table.num_rows
 
     def turn(self)->None:
         "Seal the file if it is full, old, removed, or somebody asked for it; may wait, so call it in a thread"
@@ -403,7 +403,7 @@ def segments(
     found = {i.file: i for f in names if (i := _info(Path(folder)/f))}
     return [found[f] for f in sorted(found)]
 
-# %% ../nbs/13_predlog.ipynb #ae35be7f
+# %% ../nbs/13_predlog.ipynb #fe627820
 def _adopt(file):
     "Seal one orphan; None when its writer is alive, or somebody else was faster"
     try: fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
@@ -420,8 +420,9 @@ def adopt(
 )->list[Path]: # The files that were sealed
     "Seal what killed writers left; a torn last line stays, and readers skip it"
     try:
-        for f in Path(folder).glob(".*"):
-            if re.match(r"\.(probe|predictions|labels)-", f.name) and time.time() - f.stat().st_mtime > 3600: f.unlink(missing_ok=True)
+        for f in Path(folder).glob(".*"):      # half-made files; those of a living writer vanish while we look
+            with suppress(FileNotFoundError):
+                if re.match(rf"\.+(probe|{'|'.join(KINDS)})-", f.name) and time.time() - f.stat().st_mtime > 3600: f.unlink()
         return [f for s in segments(folder) if s.state == "orphan" and (f := _adopt(s.file))]
     except OSError as e: raise LogError(e) from None
 

@@ -436,9 +436,8 @@ def _lines(schema, body):
     _sized(schema, len(lines))
     return _loose(schema, [_decode(x, f"line {i}") for i, x in lines], "the body")
 
-# %% ../nbs/17b_protocols.ipynb #6fa407aa
+# %% ../nbs/17b_protocols.ipynb #221bc859
 _KINDS = {"application/json": "application/json", "text/csv": "text/csv"} | dict.fromkeys(("application/jsonlines", "application/x-jsonlines", "application/jsonl", "application/x-ndjson"), "application/jsonlines")
-_OFFERED = "application/json, application/jsonlines and text/csv"
 
 def _quality(part):
     "A content type of an Accept header, and how much it is wanted"
@@ -449,15 +448,18 @@ def _quality(part):
 def answer_type(
     style:str, # What answers the request unless the caller says otherwise
     accept:str|None, # The header Accept
+    kinds:dict[str, str]=_KINDS, # Content types that callers name, and what they are called in an answer
 )->str: # A content type
     "The content type of an answer; `BadRequest` 406 when the caller takes none that there is"
-    for kind, q in sorted(map(_quality, (accept or "*/*").split(",")), key=lambda a: -a[1]):
-        if q > 0 and kind in ("*/*", style.split("/")[0] + "/*"): return style
-        if q > 0 and (got := _KINDS.get(kind)): return got
-        if q > 0 and kind in ("text/*", "application/*"): return "text/csv" if kind == "text/*" else "application/json"
-    raise BadRequest(406, f"the header Accept is {accept[:80]!r}; this service answers in {_OFFERED}")
+    asked = sorted(map(_quality, (accept or "*/*").split(",")), key=lambda a: -a[1])
+    never = {kinds.get(kind) for kind, q in asked if q <= 0}
+    ours = [k for k in dict.fromkeys([style, *kinds.values()]) if k not in never]
+    for kind, q in asked:
+        got = next((k for k in ours if kind == "*/*" or k == kinds.get(kind) or kind.endswith("/*") and k.startswith(kind[:-1])), None)
+        if q > 0 and got: return got
+    raise BadRequest(406, f"the header Accept is {accept[:80]!r}; this route answers in {', '.join(sorted(set(kinds.values())))}")
 
-# %% ../nbs/17b_protocols.ipynb #a31c2663
+# %% ../nbs/17b_protocols.ipynb #1bf1673d
 def read_invocations(
     schema:Schema, # Of the model
     content_type:str|None, # The header Content-Type
@@ -467,7 +469,7 @@ def read_invocations(
     "Read a request to /invocations; `BadRequest` is 415 for a content type that is not read, 406 for an answer that is not written"
     kind, *params = [p.strip().lower() for p in (content_type or "").split(";")]
     if charset := [p[8:].strip('"') for p in params if p.startswith("charset=") and p[8:].strip('"') not in ("utf-8", "utf8", "us-ascii")]: raise BadRequest(415, f"charset {charset[0][:20]!r} is not read; expected utf-8")
-    if kind not in _KINDS: raise BadRequest(415, f"content type {kind[:80] or 'none'!r} is not read{'; binary objects such as pickles never are, since reading one can run it' if any(x in kind for x in ('pickle', 'octet-stream', 'npy', 'x-np')) else ''}; expected {_OFFERED}")
+    if kind not in _KINDS: raise BadRequest(415, f"content type {kind[:80] or 'none'!r} is not read{'; binary objects such as pickles never are, since reading one can run it' if any(x in kind for x in ('pickle', 'octet-stream', 'npy', 'x-np')) else ''}; expected {', '.join(sorted(set(_KINDS.values())))}")
     style = _KINDS[kind]
     if style == "text/csv": asked, header = _csv(schema, body)
     else: asked, header = (_mlflow if style == "application/json" else _lines)(schema, body), False

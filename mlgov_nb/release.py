@@ -22,7 +22,7 @@ def released(
     try: return json.loads((folder/"RELEASE.json").read_text())
     except ValueError: raise MlgovError(f"{folder}/RELEASE.json: not valid JSON; run `dvc repro package` again") from None
 
-# %% ../nbs/00b_release.ipynb #2aea8445
+# %% ../nbs/00b_release.ipynb #8c48606a
 def where(
     env:dict, # The environment
     here:Path, # The working folder
@@ -33,5 +33,5 @@ def where(
     settings = ServiceSettings.from_env(released(served).get("service", {}), env)
     log = Path(settings.log_dir)
     if log.is_absolute(): return served, settings, log
-    if not (here/"params.yaml").is_file(): raise MlgovError("MLGOV_LOG_DIR is not set: outside a project, name the absolute folder of the prediction log")
+    if not (here/"params.yaml").is_file(): raise MlgovError(f"MLGOV_LOG_DIR is {env['MLGOV_LOG_DIR'] if env.get('MLGOV_LOG_DIR') else 'not set'}: outside a project, name the absolute folder of the prediction log")
     return served, settings, (here/log).resolve()

@@ -84,7 +84,7 @@ def _kind(v):
     if isinstance(v, (int, float)): return f"the number {v:g}" if -1e300 < v < 1e300 else "a number beyond all measure"
     return {dict: "an object", list: "a list"}.get(type(v), type(v).__name__)
 
-# %% ../nbs/17_request.ipynb #389c4b63
+# %% ../nbs/17_request.ipynb #0ac0e660
 def _plain(body):
     "A body as plain data; 400 when it is no JSON"
     try: return msgspec.json.decode(body)
@@ -99,6 +99,7 @@ def read_native(
     tuple_of = msgspec.structs.astuple
     try: return Asked([(v,) for v in tuple_of(schema._one.decode(body))], 1)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e: one = str(e)
+    if not body.strip(): raise BadRequest(400, 'the body is empty; expected one row {"feature": value, ...} or {"rows": [row, ...]}')
     try:
         rows = schema._many.decode(body).rows
         return Asked(list(zip(*map(tuple_of, rows))), len(rows))

@@ -26,14 +26,13 @@ from .release import released
 from .request import Asked, BadRequest, Schema
 from .settings import Card, MlgovError, ServiceSettings
 
-# %% ../nbs/17a_scoring.ipynb #cec981b8
+# %% ../nbs/17a_scoring.ipynb #385a1be0
 @dataclass(frozen=True)
 class Release:
     "A verified model with all that the service says of it"
     art: Artifact
     card: Card
     about: dict                    # RELEASE.json
-    settings: ServiceSettings
     schema: Schema
     outliers: Outliers | None      # None where the reference was too small to say what is odd
 
@@ -46,7 +45,7 @@ def stored_outliers(
     with np.load(f, allow_pickle=False) as z: o = from_arrays(art.encoder, {k: z[k] for k in z.files})
     return o if np.isfinite(o.cut) else None
 
-# %% ../nbs/17a_scoring.ipynb #e82e5ab0
+# %% ../nbs/17a_scoring.ipynb #a821509f
 def load_release(
     folder:Path, # `release/served`
     env:dict|None=None, # Overrides of settings; default: the environment
@@ -58,7 +57,7 @@ def load_release(
     if art.version != about["model"]["version"]: raise MlgovError(f"{folder}: RELEASE.json names version {about['model']['version']}, the model is {art.version}; run `dvc repro package` again")
     settings = ServiceSettings.from_env(about.get("service", {}), os.environ if env is None else env)
     card = card_of(art)
-    return Release(art, card, about, settings, Schema(art.meta["features"], card, settings.max_rows, about["example"]), stored_outliers(art))
+    return Release(art, card, about, Schema(art.meta["features"], card, settings.max_rows, about["example"]), stored_outliers(art))
 
 # %% ../nbs/17a_scoring.ipynb #5c81c968
 EMPTY = "every feature is missing: the score is that of nobody in particular"

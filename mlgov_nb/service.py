@@ -15,7 +15,7 @@ from . import __version__
 from .release import released, where
 from .settings import MlgovError
 
-# %% ../nbs/17j_service.ipynb #1ff82007
+# %% ../nbs/17j_service.ipynb #b48c9cab
 class Door:
     "ASGI middleware that answers every request by the application, and lets through only the server's start and stop"
     def __init__(self, inner): self.inner = inner
@@ -37,10 +37,9 @@ class Governed(bentoml.Service):
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "")     # nobody is believed who says for whom he asks
         from mlgov_nb.app import App
         Governed.app = App()
-        inner = super().to_asgi(is_main)
-        return inner if os.environ.get("MLGOV_DOOR") == "inner" else Door(inner)     # inner: as BentoML's documentation has it; slower
+        return Door(super().to_asgi(is_main))
 
-# %% ../nbs/17j_service.ipynb #a29862ee
+# %% ../nbs/17j_service.ipynb #f12a85db
 def make_service()->Governed: # For `bentoml serve` and `bentoml build`
     "The BentoML service of the released model; `MlgovError` says why there is none, before a worker starts"
     from mlgov_nb.guard import Guard
@@ -58,9 +57,7 @@ def make_service()->Governed: # For `bentoml serve` and `bentoml build`
         async def end(self): await Governed.app.stop()
 
     config = dict(workers=settings.workers, traffic={"timeout": 10}, http={"host": "127.0.0.1", "port": 3000}, logging={"access": {"enabled": False}}, metrics={"enabled": False}, tracing={"excluded_urls": ".*"})
-    service = Governed(name="mlgov", config=config, inner=Mlgov, labels={"package": __version__, "model": about["model"]["name"], "version": about["model"]["version"]}, envs=[{"name": "OMP_NUM_THREADS", "value": "1"}])
-    service.add_asgi_middleware(Door)
-    return service
+    return Governed(name="mlgov", config=config, inner=Mlgov, labels={"package": __version__, "model": about["model"]["name"], "version": about["model"]["version"]}, envs=[{"name": "OMP_NUM_THREADS", "value": "1"}])
 
 def __getattr__(name):
     "Make the service when BentoML asks for it, so that importing this module needs no model"

@@ -81,15 +81,15 @@ def _snapshot(con, name, files):
             try: con.execute(f"insert into {name} {_jsonl([path])}"); break
             except duckdb.IOException: continue
 
-# %% ../nbs/13a_windows.ipynb #8e215400
+# %% ../nbs/13a_windows.ipynb #f65b1ea0
 def _tables(con, files):
     "SQL that makes the same of Parquet files, for each schema that they have"
     alike = {}
-    for f in files: alike.setdefault(tuple(pq.read_schema(f).names), []).append(f)
-    for names, group in alike.items():
+    for f in files: alike.setdefault(tuple((x.name, str(x.type)) for x in pq.read_schema(f)), []).append(f)
+    for fields, group in alike.items():
         cols = con.execute(f"describe from read_parquet([{', '.join(map(_lit, group))}])").fetchall()    # DuckDB renames what differs in case only
         def value(c, t): return f"case when isnan({c}) then null when isinf({c}) then to_json({c}::varchar) else to_json({c}) end" if t in ("DOUBLE", "FLOAT") else c
-        yield f"select json_object({', '.join(f'{_lit(n)}, {value(_name(c[0]), c[1])}' for n, c in zip(names, cols))}) as json, filename as source from read_parquet([{', '.join(map(_lit, group))}], filename=true)"
+        yield f"select json_object({', '.join(f'{_lit(n)}, {value(_name(c[0]), c[1])}' for (n, _), c in zip(fields, cols))}) as json, filename as source from read_parquet([{', '.join(map(_lit, group))}], filename=true)"
 
 def _lines(con, infos, name):
     "A view of `json` and `source`, one row a line"
@@ -468,10 +468,10 @@ def _contents(w, open_files, asked):
     torn = sum(n for s, n in w.torn.items() if s in used)
     return {**asked, **w.content.told(), "models": dict(w.models), "refused": dict(w.reasons), "torn": torn, "sources": hashes, "unsealed": still}
 
-# %% ../nbs/13a_windows.ipynb #f5a1d570
+# %% ../nbs/13a_windows.ipynb #4ff3c9c5
 def _checked(name, start, end, partial):
     "Bounds of a window that may be closed"
-    if not re.fullmatch(r"[\w.+-]+", name) or name in ("reference", "train"): raise MlgovError(f"window '{name}': a name is of letters, digits, '-', '+', '.' or '_', and not 'reference' or 'train'")
+    if not re.fullmatch(r"\w[\w.+-]*", name) or name in ("reference", "train"): raise MlgovError(f"window '{name}': a name is of letters, digits, '-', '+', '.' or '_', and not 'reference' or 'train'")
     start, end = (moment(start, "start"), moment(end, "end")) if start is not None and end is not None else bounds(name) if start is None and end is None else (None, None)
     if start is None: raise MlgovError(f"window '{name}': give both start and end, or neither and a name such as 2026-11")
     if start >= end: raise MlgovError(f"window '{name}': it ends ({_iso(end)}) before it starts ({_iso(start)})")

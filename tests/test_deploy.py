@@ -230,6 +230,7 @@ def test_lock_of_the_service_is_part_of_the_lock_and_whole():
     lock = importlib.util.module_from_spec(at)
     at.loader.exec_module(lock)
     assert (ROOT/"requirements-serve.lock").read_text() == lock.serve_lock((ROOT/"requirements.lock").read_text())
+    assert all(map(lock.portable, names("requirements.lock"))) and not lock.portable("nvidia-cublas")
     assert SERVE <= names("requirements.lock") and lock.closure(SERVE, importlib.metadata.requires) == SERVE
     assert "bentoml" in SERVE and not SERVE & {"torch", "jupyterlab", "dvc", "papermill", "evidently", "shap", "fairlearn", "scikit-learn", "matplotlib", "pytest"}
     assert yaml.safe_load((ROOT/"bentofile.yaml").read_text())["python"]["requirements_txt"] == "./requirements-serve.lock"

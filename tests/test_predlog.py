@@ -72,14 +72,14 @@ KILLED = """
         for i in range(10**9):
             r = record()
             if i % 97 == 96: log.append_table(pa.Table.from_pylist([r]))
-            else: log.append(record_bytes(r), 1)
+            else: log.append(record_bytes(r))
             os.write(ack, r["prediction_id"].encode() + b"\\n")
             if i % 50 == 0: log.turn()
     async def write_durably(log, ack):
         async def one():
             while True:
                 r = record()
-                log.append(record_bytes(r), 1)
+                log.append(record_bytes(r))
                 await log.durable()
                 os.write(ack, r["prediction_id"].encode() + b"\\n")
         async def turn():
@@ -130,7 +130,7 @@ FULL = """
     while n < 5:                # five more when there is room again
         r = record()
         try:
-            log.append(record_bytes(r), 1)
+            log.append(record_bytes(r))
             acked.append(r["prediction_id"])
             n += bool(refused) and not Path(other).exists()
         except LogError as e:
@@ -165,14 +165,14 @@ def test_a_full_disk_refuses_and_recovers_by_itself(tmp_path):
 def test_a_read_only_disk_refuses_and_recovers(tmp_path):
     with small_disk(tmp_path) as disk:
         log = Segment(disk/"log", "predictions")
-        log.append(b'{"prediction_id":"a"}\n', 1); log.seal()
+        log.append(b'{"prediction_id":"a"}\n'); log.seal()
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        for f in (lambda: log.append(b'{"prediction_id":"b"}\n', 1), log.probe, lambda: log.append_table(__import__("pyarrow").table({"prediction_id": ["c"]}))):
+        for f in (lambda: log.append(b'{"prediction_id":"b"}\n'), log.probe, lambda: log.append_table(__import__("pyarrow").table({"prediction_id": ["c"]}))):
             with pytest.raises(LogError, match="read-only") as e: f()
             assert e.value.errno == errno.EROFS and str(disk) not in str(e.value)
         assert stat(disk/"log")["segments"] == dict(live=0, orphan=0, sealed=1)
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-        log.append(b'{"prediction_id":"d"}\n', 1); log.probe(); log.seal()
+        log.append(b'{"prediction_id":"d"}\n'); log.probe(); log.seal()
         assert logged(disk/"log") == (["a", "d"], 0)
 
 
@@ -183,10 +183,10 @@ def test_a_file_may_grow_only_so_far(tmp_path):
         log, n = Segment(sys.argv[1], "predictions"), 0
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_100, resource.RLIM_INFINITY))
         try:
-            while True: log.append(record_bytes(record()), 1); n += 1
+            while True: log.append(record_bytes(record())); n += 1
         except LogError as e: print(e)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        log.append(record_bytes(record()), 1); log.seal()
+        log.append(record_bytes(record())); log.seal()
         print(n + 1)
     """, tmp_path))
     names, torn = logged(tmp_path)
@@ -201,7 +201,7 @@ WRITER = """
     t = threading.Thread(target=tick); t.start()
     print("begun", flush=True)
     for i in range(int(sys.argv[2])):
-        log.append(record_bytes(record(f"person {i % 10}")), 1)
+        log.append(record_bytes(record(f"person {i % 10}")))
         if i % 100 == 0: time.sleep(0.01)
     if len(sys.argv) > 4: print("written", flush=True); sys.stdin.readline()
     stop.set(); t.join(); log.seal()
@@ -279,9 +279,9 @@ def test_a_closed_window_is_audited_like_any_other(clone):
     start = 1_793_397_600_000_000
     recs = [dict(prediction_id=f"01a18ed3-af00-7000-8000-{i:012x}", ts=iso(start + i * 10**7), model="m", version="v", arm="champion", score=0.5, decision=1, latency_ms=0.2, **r, subject=subject_key(SECRET, f"p{i % 100}")) for i, r in enumerate(rows)]
     p, y = Segment(log, "predictions"), Segment(log, "labels")
-    p.append(record_bytes(*recs), len(recs)); p.seal()
+    p.append(record_bytes(*recs)); p.seal()
     for r, v in zip(recs, made.high_income):
-        if v == v: y.append(record_bytes(dict(prediction_id=r["prediction_id"], label=v, observed_at=r["ts"], ts=r["ts"])), 1)
+        if v == v: y.append(record_bytes(dict(prediction_id=r["prediction_id"], label=v, observed_at=r["ts"], ts=r["ts"])))
     y.seal()
     try:
         assert "1,500 predictions" in clone.run("mlgov log stat").stdout
@@ -311,7 +311,7 @@ def test_the_folder_of_a_user_without_rights():
             import os, sys
             log = Segment(sys.argv[1], "predictions")
             os.setgid(65534); os.setuid(65534)
-            for f in (lambda: log.append(b"{}\\n", 1), log.probe):
+            for f in (lambda: log.append(b"{}\\n"), log.probe):
                 try: f(); print("written")
                 except LogError as e: print(e.errno, e)
         """, d))

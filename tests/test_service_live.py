@@ -138,8 +138,9 @@ def test_limits(live):
 
 def test_what_would_hold_a_worker_up(live):
     "Numbers that take a parser seconds, heads without an end, names that look like this machine"
-    code, got = live.ask("/v1/predict", b'{"rows":[[' + b",".join([b"1e300"] * 200_000) + b"]]}")
-    assert code == 422 and "beyond 1e250" in got["error"]
+    for number in (b"1e300", b"0.0000000001e-299", b"1" + b"0" * 105 + b"e199"):
+        code, got = live.ask("/v1/predict", b'{"rows":[[' + b",".join([number] * 2000) + b"]]}")
+        assert code == 422 and "exponent of three digits" in got["error"], number
     got = raw(live, b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n", *[b"X-A: " + b"y" * 60_000 + b"\r\n"] * 4, b"\r\n")
     assert "alive" not in got and " 200 " not in got
     assert "alive" in raw(live, b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"X-A: " + b"y" * 30_000 + b"\r\n", b"Connection: close\r\n\r\n")
@@ -194,6 +195,19 @@ def test_too_many_at_once(base, tmp_path):
         for c in held: c.close()
         time.sleep(.3)
         assert s.ask("/v1/predict", example)[0] == 200
+    finally: s.stop()
+
+
+def test_callers_without_a_token_take_nobodys_place(base, tmp_path):
+    d, example, env = base
+    shop = new_token(tmp_path/"tokens.json", "shop", ["predict"])
+    s = Service(tmp_path, env, workers=1, log=tmp_path/"log", MLGOV_MAX_CONCURRENCY=2, MLGOV_TOKENS_FILE=tmp_path/"tokens.json").start()
+    try:
+        held = [socket.create_connection(("127.0.0.1", s.port)) for _ in range(5)]
+        for c in held: c.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n")
+        time.sleep(.3)
+        assert s.ask("/v1/predict", example, Authorization=f"Bearer {shop}")[0] == 200
+        for c in held: c.close()
     finally: s.stop()
 
 
