@@ -19,7 +19,10 @@ sys.path.insert(0, str(root))
 from mlgov_nb.files import write_atomic  # noqa: E402
 
 PLATFORM = ("nvidia-", "cuda-", "triton", "intel-", "mkl")
-KEEP = {"nvidia-ml-py"}   # BentoML's own, the same on every platform: it counts GPUs at each start
+KEEP = {"nvidia-ml-py", "tritonclient"}   # the same on every platform: BentoML counts GPUs by the first at each start, the second is a client in the tests
+
+
+def portable(name): return name in KEEP or not name.startswith((*PLATFORM, "mlgov-nb"))
 
 
 def resolve():
@@ -28,7 +31,7 @@ def resolve():
                          cwd=root, capture_output=True, text=True)
     if got.returncode: sys.exit(got.stderr)
     meta = {i["metadata"]["name"].lower().replace("_", "-"): i["metadata"] for i in json.loads(got.stdout)["install"]}
-    lines = [f"{k}=={m['version'].split('+')[0]}" for k, m in sorted(meta.items()) if k in KEEP or not k.startswith((*PLATFORM, "mlgov-nb"))]
+    lines = [f"{k}=={m['version'].split('+')[0]}" for k, m in sorted(meta.items()) if portable(k)]
     head = "# Exact versions of everything. Made by `make lock` from pyproject.toml; do not edit.\n"
     return head + "\n".join(lines) + "\n", {canonicalize_name(k): m.get("requires_dist", []) for k, m in meta.items()}.__getitem__
 
