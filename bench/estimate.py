@@ -29,13 +29,17 @@ from report import HERE, machine, started, table, versions, write  # noqa: E402
 from scipy.special import expit, stdtrit  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from mlgov_nb.candidates import fit  # noqa: E402
-from mlgov_nb.dataset import prepare, read_rows  # noqa: E402
-from mlgov_nb.estimate import binary_expected, bins_of, estimate, learn  # noqa: E402
-from mlgov_nb.features import codes, fit_encoder  # noqa: E402
+from mlgov_nb.data.card import card_path, load_card
+from mlgov_nb.data.prepare import prepare
+from mlgov_nb.data.read import read_rows  # noqa: E402
 from mlgov_nb.files import atomic_dir  # noqa: E402
-from mlgov_nb.metrics import Z95, delong  # noqa: E402
-from mlgov_nb.settings import card_path, load_card, load_params  # noqa: E402
+from mlgov_nb.model.candidates import fit  # noqa: E402
+from mlgov_nb.model.encoding import codes, fit_encoder  # noqa: E402
+from mlgov_nb.performance.estimate import estimate, learn
+from mlgov_nb.performance.expected import binary_expected, bins_of  # noqa: E402
+from mlgov_nb.settings import load_params  # noqa: E402
+from mlgov_nb.stats.measures import Z95
+from mlgov_nb.stats.quality import delong  # noqa: E402
 
 ROOT = HERE.parent
 WEAK = "gradient_boosting, 600 rows"

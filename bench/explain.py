@@ -11,11 +11,14 @@ import shap
 from report import HERE, machine, started, table, versions, write
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from mlgov_nb.candidates import flatten_trees
-from mlgov_nb.dataset import prepare, read_rows, split
-from mlgov_nb.features import codes, fit_encoder
-from mlgov_nb.settings import card_path, load_card, load_params
-from mlgov_nb.shapley import _tree_rows, tree_shap, tree_tables
+from mlgov_nb.data.card import card_path, load_card
+from mlgov_nb.data.prepare import prepare
+from mlgov_nb.data.read import read_rows
+from mlgov_nb.data.split import split
+from mlgov_nb.model.candidates import flatten_trees
+from mlgov_nb.model.encoding import codes, fit_encoder
+from mlgov_nb.model.shapley import _tree_rows, tree_shap, tree_tables
+from mlgov_nb.settings import load_params
 
 ROOT = HERE.parent
 

@@ -17,11 +17,12 @@ from report import HERE, machine, started, table, versions, write
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import accuracy_score
 
-from mlgov_nb.dataset import prepare, read_rows
-from mlgov_nb.fairness import count_groups, fairness_measures, rates_between
-from mlgov_nb.features import codes, fit_encoder
-from mlgov_nb.metrics import wilson
-from mlgov_nb.settings import card_path, load_card
+from mlgov_nb.data.card import card_path, load_card
+from mlgov_nb.data.prepare import prepare
+from mlgov_nb.data.read import read_rows
+from mlgov_nb.fairness.rates import count_groups, fairness_measures, rates_between
+from mlgov_nb.model.encoding import codes, fit_encoder
+from mlgov_nb.stats.measures import wilson
 
 ROOT = HERE.parent
 SHOWN = ["selection_rate_difference", "selection_rate_ratio", "equal_opportunity_difference", "equal_opportunity_ratio", "equalized_odds_difference", "equalized_odds_ratio",

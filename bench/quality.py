@@ -27,12 +27,15 @@ from report import HERE, machine, table, versions, write  # noqa: E402
 from scipy.stats import binom  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from mlgov_nb.dataset import prepare, read_rows  # noqa: E402
-from mlgov_nb.drift import decide, drift_table  # noqa: E402
-from mlgov_nb.metrics import wilson  # noqa: E402
-from mlgov_nb.profile import kinds_of, profile  # noqa: E402
-from mlgov_nb.settings import card_path, load_card, load_params  # noqa: E402
-from mlgov_nb.where import combined  # noqa: E402
+from mlgov_nb.data.card import card_path, load_card
+from mlgov_nb.data.prepare import prepare
+from mlgov_nb.data.read import read_rows  # noqa: E402
+from mlgov_nb.drift.columns import decide, drift_table  # noqa: E402
+from mlgov_nb.drift.joint import combined  # noqa: E402
+from mlgov_nb.profile.build import profile
+from mlgov_nb.profile.source import kinds_of  # noqa: E402
+from mlgov_nb.settings import load_params  # noqa: E402
+from mlgov_nb.stats.measures import wilson  # noqa: E402
 
 ROOT = HERE.parent
 REFERENCE, SAMPLES, SIZES = 4_000, (250, 1_000, 2_500), ("small", "medium", "large")

@@ -32,12 +32,12 @@ import psutil
 from peers import PINS, python_of
 from report import HERE, machine, table, versions, write
 
-from mlgov_nb.artifact import add_document, load
-from mlgov_nb.dataset import read_rows
-from mlgov_nb.features import codes
+from mlgov_nb.data.read import read_rows
 from mlgov_nb.files import atomic_dir, write_json
-from mlgov_nb.outliers import fit_outliers, to_arrays
-from mlgov_nb.predlog import segments
+from mlgov_nb.log.segment import segments
+from mlgov_nb.model.artifact import add_document, load
+from mlgov_nb.model.encoding import codes
+from mlgov_nb.model.outliers import fit_outliers, to_arrays
 
 ROOT = HERE.parent
 WORK, BIN, PIN, WRK, WEB = ROOT/".bench/serving", Path(sys.executable).parent, hasattr(os, "sched_setaffinity") and os.cpu_count() > 1, shutil.which("wrk"), httpx.Client(timeout=600)
@@ -82,7 +82,7 @@ def ours(name=OURS, command=(BIN/"bentoml", "serve", "mlgov_nb.service:Mlgov", "
 
 BARE = """
 import sys, uvicorn, uvloop
-from mlgov_nb.app import App
+from mlgov_nb.serve.app import App
 async def main():
     app = App()
     await app.start()
@@ -311,9 +311,9 @@ STEPS = """
 import json, sys, timeit
 from itertools import cycle
 import msgspec, numpy as np
-from mlgov_nb.predlog import Segment
-from mlgov_nb.request import read_native
-from mlgov_nb.scoring import Answer, Scorer, _code, load_release, predictions
+from mlgov_nb.log.segment import Segment
+from mlgov_nb.serve.request import read_native
+from mlgov_nb.serve.scoring import Answer, Scorer, _code, load_release, predictions
 s, bodies, log = Scorer(load_release(sys.argv[1])), cycle(open(sys.argv[2], "rb").read().splitlines()), Segment(sys.argv[3], "predictions", "never")
 asked = read_native(s.schema, next(bodies))
 row, got, odd = [c[0] for c in asked.columns], s.score(asked), s.release.outliers

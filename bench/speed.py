@@ -23,8 +23,8 @@ from data import CATEGORICAL, NUMERIC, make, make_wide
 ROOT = HERE.parent
 OURS = """
 import sys
-from mlgov_nb.drift import decide, drift_table
-from mlgov_nb.profile import profile
+from mlgov_nb.drift.columns import decide, drift_table
+from mlgov_nb.profile.build import profile
 old = profile(sys.argv[1])
 t = decide({"current": drift_table(old, profile(sys.argv[2], old))})["current"]
 print(int((t.drifted == True).sum()), "of", len(t), "columns drifted")

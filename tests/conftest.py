@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from mlgov_nb.artifact import load
 from mlgov_nb.files import atomic_dir
-from mlgov_nb.predlog import read_lines, segments
+from mlgov_nb.log.segment import read_lines, segments
+from mlgov_nb.model.artifact import load
 
 ROOT = Path(__file__).parents[1]
 SMALL = [(r"sample: 1\.0", "sample: 0.35"), (r"max_iter: 200", "max_iter: 60"), (r"epochs: 60", "epochs: 40"), (r"resamples: 2000", "resamples: 300"),

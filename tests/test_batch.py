@@ -15,18 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
-from mlgov_nb import batch
-from mlgov_nb.artifact import add_document, load, parity_rows, save
-from mlgov_nb.batch import open_scorer, score_file, stream
-from mlgov_nb.candidates import fit
-from mlgov_nb.dataset import prepare, read_rows
-from mlgov_nb.features import codes, fit_encoder
-from mlgov_nb.outliers import fit_outliers, to_arrays
-from mlgov_nb.pipeline import describe_features
-from mlgov_nb.predlog import Segment, segments
-from mlgov_nb.request import BadRequest
-from mlgov_nb.settings import Candidate, MlgovError, card_path, load_card
-from mlgov_nb.windows import connect
+from mlgov_nb.data.card import card_path, load_card
+from mlgov_nb.data.prepare import prepare
+from mlgov_nb.data.read import read_rows
+from mlgov_nb.log.query import connect
+from mlgov_nb.log.segment import Segment, segments
+from mlgov_nb.model.artifact import add_document, load, parity_rows, save
+from mlgov_nb.model.candidates import fit
+from mlgov_nb.model.encoding import codes, fit_encoder
+from mlgov_nb.model.outliers import fit_outliers, to_arrays
+from mlgov_nb.pipeline.train import describe_features
+from mlgov_nb.serve import batch_file
+from mlgov_nb.serve.batch import open_scorer, score_file, stream
+from mlgov_nb.serve.request import BadRequest
+from mlgov_nb.settings import Candidate, MlgovError
 
 N = 100_000
 
@@ -89,7 +91,7 @@ def test_a_file_has_the_scores_of_the_audits_and_is_in_the_log(tmp_path, scorer,
 
 
 def test_one_thread_or_many_give_the_same(tmp_path, scorer, rows, monkeypatch):
-    monkeypatch.setattr(batch, "CHUNK", 3000)
+    monkeypatch.setattr(batch_file, "CHUNK", 3000)
     rows.to_parquet(tmp_path/"rows.parquet")
     def scores(n):
         answer = b"".join(stream(scorer, Segment(tmp_path/f"log{n}", "predictions", clock=scorer.clock), tmp_path/"rows.parquet", "parquet", workers=n))
@@ -102,7 +104,7 @@ def test_one_thread_or_many_give_the_same(tmp_path, scorer, rows, monkeypatch):
 @pytest.mark.parametrize("kind", ["letters", "cells", "packed", "noise", "pages"])
 def test_a_file_that_is_broken_in_the_middle(tmp_path, scorer, rows, monkeypatch, kind):
     "There is no answer, and the log holds whole chunks of what came before"
-    monkeypatch.setattr(batch, "CHUNK", 10_000)
+    monkeypatch.setattr(batch_file, "CHUNK", 10_000)
     lines, name, whole = rows.to_csv(index=False).encode().split(b"\n"), "rows.csv", 70_000
     if kind == "letters": lines[70_000], word = lines[70_000] + b"\xff", "row 70,001: `subject` is not UTF-8 text"
     if kind == "cells": lines[70_000], word = b"1,2,3", "row 70,001: 3 cells; expected"
@@ -132,9 +134,9 @@ def test_a_file_that_is_broken_in_the_middle(tmp_path, scorer, rows, monkeypatch
 
 KILLED = r"""
 import sys, time
-from mlgov_nb import batch
-from mlgov_nb.predlog import Segment
-batch.CHUNK = 10_000
+from mlgov_nb.serve import batch, batch_file
+from mlgov_nb.log.segment import Segment
+batch_file.CHUNK = 10_000
 scorer = batch.open_scorer(sys.argv[1], {})
 scorer.secret = b"a key of the tests"
 def slowly(c): print(c["rows"], flush=True); time.sleep(0.3)
@@ -211,8 +213,8 @@ def test_a_predicted_value_has_no_decision(tmp_path):
 MEMORY = r"""
 import re, sys
 from pathlib import Path
-from mlgov_nb import batch
-from mlgov_nb.predlog import Segment
+from mlgov_nb.serve import batch, batch_file
+from mlgov_nb.log.segment import Segment
 scorer = batch.open_scorer(sys.argv[1], {})
 scorer.secret = b"a key of the tests"
 def peak(): return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024     # not ru_maxrss, which begins with the parent's

@@ -17,12 +17,13 @@ import pytest
 import yaml
 from conftest import ROOT, Service, plain_env, sample_release, wait_ready
 from packaging.utils import canonicalize_name
+from test_layout import MODULES, imported_modules, module_tree
 
 from mlgov_nb import __version__
-from mlgov_nb.app import App
-from mlgov_nb.counters import Counters
-from mlgov_nb.guard import read_tokens
-from mlgov_nb.predlog import subject_secret
+from mlgov_nb.log.subject import subject_secret
+from mlgov_nb.serve.app import App
+from mlgov_nb.serve.counters import Counters
+from mlgov_nb.serve.tokens import read_tokens
 from mlgov_nb.settings import MlgovError, ServiceSettings
 
 K8S, KSERVE, DOCKER = ROOT/"deploy/kubernetes", ROOT/"deploy/kserve", (ROOT/"deploy/Dockerfile").read_text()
@@ -141,7 +142,7 @@ def test_probes_and_ports_exist():
 
 
 def test_settings_are_those_that_the_service_reads():
-    sources = "".join(p.read_text() for p in (ROOT/"mlgov_nb").glob("*.py"))
+    sources = "".join(p.read_text() for p in (ROOT/"mlgov_nb").rglob("*.py"))
     known = {f"MLGOV_{k.upper()}" for k in ServiceSettings.model_fields} | set(re.findall(r"\"(MLGOV_[A-Z_]+)\"", sources))
     given = read("configmap.yaml")["data"]
     for names in [given, image_env(), *map(env, PODS.values())]: assert {n for n in names if n.startswith("MLGOV_")} <= known
@@ -237,23 +238,36 @@ def test_lock_of_the_service_is_part_of_the_lock_and_whole():
     with pytest.raises(SystemExit, match="which requirements.lock does not have"): lock.serve_lock("numpy==2.4.6\n")
 
 
+def top_of(name):
+    "A module without what stands in its functions and classes"
+    tree = module_tree(name)
+    imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return ast.Module(imports, [])
+
+
+def packages_of(name, everywhere):
+    "The packages outside this project that a module imports: at its top, or anywhere in it"
+    nodes = ast.walk(module_tree(name) if everywhere else top_of(name))
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import): names |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and not node.level: names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"mlgov_nb"}
+
+
 def test_modules_of_the_service_import_only_what_its_lock_has():
     "What they import at the top, with all that this imports; and in functions, for the modules of the log and the service themselves"
-    dists = importlib.metadata.packages_distributions()
-    own = {p.stem.split("_", 1)[1] for p in (ROOT/"nbs").glob("1[37]*.ipynb")}
-    todo, seen = [*own, "cli"], set()
-    assert {"predlog", "service"} <= own
-    while todo:
-        if (m := todo.pop()) in seen: continue
-        seen.add(m)
-        tree = ast.parse((ROOT/"mlgov_nb"/f"{m}.py").read_text())
-        for n in ast.walk(tree) if m in own else tree.body:
-            if not isinstance(n, (ast.Import, ast.ImportFrom)): continue
-            base = ["mlgov_nb" + "." * bool(n.module) + (n.module or "") if n.level else n.module] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names]
-            for x in base:
-                top, _, rest = x.partition(".")
-                if top == "mlgov_nb": todo += [rest] * bool(rest)
-                elif top not in sys.stdlib_module_names: assert {canonicalize_name(d) for d in dists.get(top, [])} & SERVE, f"{m} imports {top}: add it to pyproject.toml's group `serve`, then `python tools/lock.py --serve`"
+    distributions = importlib.metadata.packages_distributions()
+    own = {name for name in MODULES if name.split(".")[0] in ("log", "serve", "service")}
+    assert {"log.segment", "service"} <= own
+    waiting, checked = {*own, "cli.main"}, set()
+    while waiting:
+        name = waiting.pop()
+        checked.add(name)
+        waiting |= imported_modules(name, None if name in own else top_of(name)) - checked
+        for package in packages_of(name, name in own):
+            found = {canonicalize_name(d) for d in distributions.get(package, [])}
+            assert found & SERVE, f"{name} imports {package}: add it to pyproject.toml's group `serve`, then `python tools/lock.py --serve`"
 
 
 class Image(Service):
@@ -296,5 +310,5 @@ def test_the_image_s_files_serve_with_the_locked_packages_only(tmp_path):
         assert {f.name for f in (tmp_path/"run/numba").rglob("*.nbc")} == compiled, "something was compiled after the image was built"
     finally: s.stop()
     assert len(s.records()) == 2
-    got = subprocess.run([sys.executable, "-c", "from mlgov_nb.cli import main\nmain()", "log", "close", "--window", "today"], env=s.env, cwd=tmp_path, capture_output=True, text=True)
+    got = subprocess.run([sys.executable, "-c", "from mlgov_nb.cli.main import main\nmain()", "log", "close", "--window", "today"], env=s.env, cwd=tmp_path, capture_output=True, text=True)
     assert got.returncode == 0 and "2 rows" in got.stdout, got.stderr

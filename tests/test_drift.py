@@ -14,11 +14,14 @@ import pandas as pd
 import pytest
 from conftest import ROOT, Project, free_port
 
-from mlgov_nb.drift import _finite, bin_means, chi_square, decide, decile_counts, drift_table, js_distance, ks, psi, wasserstein
-from mlgov_nb.profile import moments, profile, read_profile
-from mlgov_nb.settings import load_card, load_params
-from mlgov_nb.terminal import drift_of
-from mlgov_nb.verdict import schema
+from mlgov_nb.data.card import load_card
+from mlgov_nb.drift.columns import decide, drift_table
+from mlgov_nb.drift.distances import _finite, chi_square, decile_counts, js_distance, ks, psi, wasserstein
+from mlgov_nb.pipeline.drift_check import drift_of
+from mlgov_nb.profile.build import profile, read_profile
+from mlgov_nb.profile.column import bin_means, moments
+from mlgov_nb.settings import load_params
+from mlgov_nb.stats.measures import schema
 
 SAMPLE = ROOT/"data/sample"
 ACS = ROOT/"data/raw/acs_employment.parquet"

@@ -7,10 +7,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from mlgov_nb.artifact import load, parity_rows, save
-from mlgov_nb.audit import run_notebook
-from mlgov_nb.candidates import Fitted
-from mlgov_nb.reasons import card_of
+from mlgov_nb.audit.notebook import run_notebook
+from mlgov_nb.model.artifact import Fitted, card_of, load, parity_rows, save
 
 MODEL = ROOT/"data/sample/model"
 

@@ -15,15 +15,21 @@ import msgspec
 import pytest
 from conftest import ROOT
 
-from mlgov_nb.erasure import forget
-from mlgov_nb.predlog import LogError, Segment, adopt, iso, read_lines, record_bytes, segments, subject_key
-from mlgov_nb.settings import MlgovError, card_path, load_card
-from mlgov_nb.windows import close_window, connect, stat
+from mlgov_nb.data.card import card_path, load_card
+from mlgov_nb.log.erasure import forget
+from mlgov_nb.log.query import connect, stat
+from mlgov_nb.log.record import iso, record_bytes
+from mlgov_nb.log.segment import LogError, Segment, adopt, read_lines, segments
+from mlgov_nb.log.subject import subject_key
+from mlgov_nb.log.window import close_window
+from mlgov_nb.settings import MlgovError
 
 SECRET = b"a key of the tests"
 CARD = load_card(card_path(ROOT, "gss_wages"))
 RECORD = """
-from mlgov_nb.predlog import *
+from mlgov_nb.log.record import Clock, Ids, iso, record_bytes
+from mlgov_nb.log.segment import *
+from mlgov_nb.log.subject import subject_key
 clock, ids = Clock(), Ids()
 def record(who="p", **row):
     us = clock.now()

@@ -27,10 +27,11 @@ from hypothesis import strategies as st
 from msgspec import UnsetType
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from mlgov_nb.artifact import load
-from mlgov_nb.protocols import read_invocations, read_v2, read_vertex, v2_outputs, write_invocations, write_v2, write_vertex
-from mlgov_nb.request import MAX_TEXT, BadRequest, Schema, read_native
-from mlgov_nb.settings import load_card
+from mlgov_nb.data.card import load_card
+from mlgov_nb.model.artifact import load
+from mlgov_nb.serve.invocations import read_invocations, read_vertex, write_invocations, write_vertex
+from mlgov_nb.serve.request import MAX_TEXT, BadRequest, Schema, read_native
+from mlgov_nb.serve.v2 import read_v2, v2_outputs, write_v2
 
 CARD = load_card(ROOT/"data/raw/gss_wages.yaml")
 FEATURES = json.loads((ROOT/"data/sample/model/metadata.json").read_text())["features"]

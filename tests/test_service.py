@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, Service
 
-from mlgov_nb.artifact import load
-from mlgov_nb.features import codes_of
-from mlgov_nb.scoring import stored_outliers
+from mlgov_nb.model.artifact import load
+from mlgov_nb.model.encoding import codes_of
+from mlgov_nb.serve.scoring import stored_outliers
 
 
 @pytest.fixture(scope="module")

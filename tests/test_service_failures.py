@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import Service, plain_env, sample_release, wait_ready
 
-from mlgov_nb.predlog import read_lines, segments
+from mlgov_nb.log.segment import read_lines, segments
 
 
 @pytest.fixture(scope="module")

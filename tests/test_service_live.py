@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Service, plain_env, sample_release
 
-from mlgov_nb.artifact import _manifest, add_document, load, verify
 from mlgov_nb.files import atomic_dir, write_json
-from mlgov_nb.guard import new_token, revoke_token
-from mlgov_nb.predlog import segments, subject_key
+from mlgov_nb.log.segment import segments
+from mlgov_nb.log.subject import subject_key
+from mlgov_nb.model.artifact import _manifest, add_document, load, verify
+from mlgov_nb.serve.tokens import new_token, revoke_token
 
 SECRET = "a secret of the tests only"
 

@@ -24,6 +24,11 @@ def files(folder):
     return {p.relative_to(folder) for p in keep if "__pycache__" not in p.parts and ".ipynb_checkpoints" not in p.parts}
 
 
+def library():
+    "Every notebook that makes a module; audits are run by the pipeline"
+    return sorted(nb for nb in (root/"nbs").rglob("[0-9]*.ipynb") if nb.parent.name != "audits" and ".ipynb_checkpoints" not in nb.parts)
+
+
 def check():
     with tempfile.TemporaryDirectory() as d:
         copy = Path(d)
@@ -45,8 +50,8 @@ def run():
     from nbclient import NotebookClient
     from traitlets.config import Config
     nbdev("nbdev_export", root)
-    for nb in sorted((root/"nbs").glob("[0-9]*.ipynb")):
-        print(nb.name, flush=True)
+    for nb in library():
+        print(nb.relative_to(root), flush=True)
         doc = nbformat.read(nb, as_version=4)
         with tempfile.TemporaryDirectory() as d:
             sockets = Config(KernelManager=dict(transport="ipc", ip=str(Path(d)/"k")))

@@ -2,7 +2,7 @@
 import shutil
 from pathlib import Path
 
-from mlgov_nb.dataset import read_rows, write_rows
+from mlgov_nb.data.read import read_rows, write_rows
 
 here, root = Path(__file__).parent, Path(__file__).parents[2]
 for part, n in (("reference", 600), ("windows/1985-89", 400), ("windows/2014-18", 400)):

@@ -1,0 +1,172 @@
+"""The layout: notebooks make the package, imports point down, stages depend on the code that makes their result."""
+import ast
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+PACKAGE = ROOT/"mlgov_nb"
+
+# Each line stands on those above it and may import from them; folders on one line do not know one another.
+FLOORS = """
+settings files
+data
+stats
+html profile
+model
+log
+drift fairness explanation performance
+verdict
+audit serve
+pipeline
+cli service
+"""
+FLOOR = {folder: level for level, line in enumerate(FLOORS.split("\n")) for folder in line.split()}
+
+
+def notebook_files():
+    "Every notebook that makes a module"
+    found = (ROOT/"nbs").rglob("[0-9]*.ipynb")
+    return sorted(nb for nb in found if nb.parent.name != "audits" and ".ipynb_checkpoints" not in nb.parts)
+
+
+def module_name(notebook):
+    "The module that a notebook makes: its folder and its name without the number"
+    place = notebook.relative_to(ROOT/"nbs")
+    return ".".join([*place.parts[:-1], place.stem.split("_", 1)[1]])
+
+
+NOTEBOOKS = notebook_files()
+MODULES = [module_name(nb) for nb in NOTEBOOKS]
+FOLDERS = sorted({name.split(".")[0] for name in MODULES})
+
+
+def module_file(name):
+    return PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
+
+
+def module_tree(name):
+    return ast.parse(module_file(name).read_text())
+
+
+def imported_name(module, node):
+    "The full name, below the package, of what an import statement takes from; None for other packages"
+    if node.level:
+        package = module.split(".")[:-1]
+        base = package[:len(package) - node.level + 1]
+        return ".".join([*base, *([node.module] if node.module else [])])
+    if (node.module or "").split(".")[0] == "mlgov_nb": return node.module.removeprefix("mlgov_nb").removeprefix(".")
+    return None
+
+
+def imported_modules(name, tree=None):
+    "The project's modules that a module imports, anywhere in it"
+    found = set()
+    for node in ast.walk(tree or module_tree(name)):
+        if not isinstance(node, ast.ImportFrom): continue
+        source = imported_name(name, node)
+        if source is None: continue
+        if source in MODULES: found.add(source)
+        else: found |= {f"{source}.{alias.name}".strip(".") for alias in node.names} & set(MODULES)
+    return found
+
+
+def needed_modules(names):
+    "Those modules and all that they import, directly or not"
+    waiting, found = set(names), set()
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        waiting |= imported_modules(name) - found
+    return found
+
+
+def notebook_imports(notebook):
+    "The project's modules that an audit notebook imports"
+    cells = json.loads(notebook.read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return imported_modules("audits", ast.parse(code))
+
+
+def test_package_is_what_the_notebooks_export():
+    written = {p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in PACKAGE.rglob("*.py")}
+    made = {name for name in written if name.split(".")[-1] not in ("__init__", "_modidx")}
+    assert made == set(MODULES)
+    for notebook, name in zip(NOTEBOOKS, MODULES, strict=True):
+        first = json.loads(notebook.read_text())["cells"][0]["source"]
+        assert f"#| default_exp {name}" in "".join(first)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name):
+    folder = name.split(".")[0]
+    for target in imported_modules(name):
+        below = target.split(".")[0]
+        if below == folder: assert MODULES.index(target) < MODULES.index(name), f"{name} imports {target}, a later one"
+        else: assert FLOOR[below] < FLOOR[folder], f"{name} imports {target}, which does not stand below it"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_are_explicit(name):
+    for node in ast.walk(module_tree(name)):
+        if isinstance(node, ast.Import):
+            assert not any(a.name.startswith("mlgov_nb") for a in node.names), f"{name}: import mlgov_nb.x; use from"
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.name != "*" for alias in node.names), f"{name}: star import"
+
+
+def test_every_module_imports_in_a_fresh_process():
+    def run(name):
+        command = [sys.executable, "-W", "error::SyntaxWarning", "-c", f"import mlgov_nb.{name}"]
+        return name, subprocess.run(command, cwd="/", capture_output=True, text=True)
+    last = {name.split(".")[0]: name for name in MODULES}     # the last of a folder imports the most
+    with ThreadPoolExecutor(2) as pool:
+        for name, result in pool.map(run, last.values()): assert result.returncode == 0, f"{name}: {result.stderr}"
+    command = "; ".join(f"import mlgov_nb.{name}" for name in reversed(MODULES))
+    result = subprocess.run([sys.executable, "-c", command], cwd="/", capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+STAGE_MODULES = {"ingest": "data", "split": "data", "train": "train", "select": "select", "audit": "audits",
+                 "harm": "judge", "judge": "judge", "card": "model_card"}
+
+
+def stages():
+    text = (ROOT/"dvc.yaml").read_text()
+    return {name: stage.get("do", stage) for name, stage in yaml.safe_load(text)["stages"].items()}
+
+
+def code_of(deps, audit=""):
+    "The modules that a stage's dependencies cover"
+    places = [Path(d.replace("${key}", audit)) for d in deps if d.startswith("mlgov_nb")]
+    return {name for name in MODULES if any(module_file(name).is_relative_to(ROOT/place) for place in places)}
+
+
+@pytest.mark.parametrize("stage", STAGE_MODULES)
+def test_stages_depend_on_the_code_they_run(stage):
+    "A stage's dependencies cover everything that its module imports"
+    needed = needed_modules([f"pipeline.{STAGE_MODULES[stage]}"])
+    assert needed <= code_of(stages()[stage]["deps"]), f"stage {stage}"
+
+
+@pytest.mark.parametrize("audit", ["drift", "fairness", "explanation", "performance"])
+def test_audit_stages_depend_on_what_their_notebooks_import(audit):
+    (notebook,) = (ROOT/"nbs/audits").glob(f"[0-9]*_{audit}.ipynb")
+    assert needed_modules(notebook_imports(notebook)) <= code_of(stages()["audit"]["deps"], audit)
+
+
+def test_the_model_card_stage_depends_on_what_its_notebook_imports():
+    imported = notebook_imports(ROOT/"nbs/audits/model_card.ipynb")
+    assert needed_modules(imported) <= code_of(stages()["card"]["deps"])
+
+
+def test_lineage_hashes_the_code_that_the_train_stage_depends_on():
+    from mlgov_nb.pipeline.train import source_files
+    hashed = {p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in source_files()}
+    hashed = {name for name in hashed if not name.endswith("__init__")}
+    assert hashed == code_of(stages()["train"]["deps"])
