@@ -1,7 +1,7 @@
 """Keep notebooks and package together.
 
 `python tools/notebooks.py check`: notebooks are clean and the package is what they export (in a copy; nothing is changed).
-`python tools/notebooks.py run`: export, run every library notebook and keep its outputs, clean.
+`python tools/notebooks.py run [NOTEBOOK ...]`: export, run the named library notebooks (or all) and keep their outputs, clean.
 """
 import difflib
 import filecmp
@@ -45,23 +45,30 @@ def check():
     print(f"notebooks are clean, and the package is what they export ({len(files(root))} files)")
 
 
-def run():
+def execute(notebook):
+    "Run a notebook in its folder and keep its outputs, but not what it printed as errors"
     import nbformat
     from nbclient import NotebookClient
     from traitlets.config import Config
+    doc = nbformat.read(notebook, as_version=4)
+    with tempfile.TemporaryDirectory() as d:
+        sockets = Config(KernelManager=dict(transport="ipc", ip=str(Path(d)/"k")))
+        resources = {"metadata": {"path": str(notebook.parent)}}
+        NotebookClient(doc, kernel_name="python3", resources=resources, config=sockets).execute()
+    for cell in doc.cells:
+        if cell.cell_type != "code": continue
+        cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.name != "stderr"]
+    nbformat.write(doc, notebook)
+
+
+def run(*names):
     nbdev("nbdev_export", root)
-    for nb in library():
+    for nb in [Path(name).resolve() for name in names] or library():
         print(nb.relative_to(root), flush=True)
-        doc = nbformat.read(nb, as_version=4)
-        with tempfile.TemporaryDirectory() as d:
-            sockets = Config(KernelManager=dict(transport="ipc", ip=str(Path(d)/"k")))
-            NotebookClient(doc, kernel_name="python3", resources={"metadata": {"path": str(nb.parent)}}, config=sockets).execute()
-        for c in doc.cells:
-            if c.cell_type == "code": c.outputs = [o for o in c.outputs if o.output_type != "stream" or o.name != "stderr"]
-        nbformat.write(doc, nb)
+        execute(nb)
     nbdev("nbdev_clean", root)
 
 
 if __name__ == "__main__":
     verbs = {"check": check, "run": run}
-    verbs.get(sys.argv[1] if len(sys.argv) == 2 else "", lambda: sys.exit(__doc__))()
+    verbs.get(sys.argv[1] if len(sys.argv) > 1 else "", lambda *_: sys.exit(__doc__))(*sys.argv[2:])
