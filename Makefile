@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := true
 # the virtual environment's programs first, for the commands of dvc.yaml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup run test lab serve notebooks readme bench lock clean
+.PHONY: help setup run check test lab serve notebooks readme bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -39,11 +39,19 @@ run: $(STAMP)  ## the whole pipeline: data, candidates, champion, audits, model 
 	@echo "reports: $(CURDIR)/reports/index.html    serve the champion: make serve"
 
 # two processes share the cores: threads that wait for each other on a busy core made this five times slower
-test: export OMP_NUM_THREADS := $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))
-test: $(STAMP)  ## notebooks clean and exported, ruff, notebook tests, pytest with an end-to-end run
+check test: export OMP_NUM_THREADS := $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )))
+check: $(STAMP)  ## before a commit: notebooks clean and exported, ruff, types, the fast tests
 	@python tools/notebooks.py check
 	@python tools/readme.py --check
 	@ruff check mlgov_nb tests tools bench data/sample
+	@mypy
+	@pytest -n 2 --dist loadgroup -m "not slow"
+
+test: $(STAMP)  ## everything: the checks, the notebooks run, an end-to-end run in a clone, the service
+	@python tools/notebooks.py check
+	@python tools/readme.py --check
+	@ruff check mlgov_nb tests tools bench data/sample
+	@mypy
 	@nbdev_test --path nbs --n_workers 2
 	@pytest -n 2 --dist loadgroup
 
