@@ -24,6 +24,9 @@ SMALL = [(r"sample: 1\.0", "sample: 0.35"), (r"max_iter: 200", "max_iter: 60"), 
          (r"explain_rows: 200", "explain_rows: 30"), (r"background: 50", "background: 20"), (r"subject: parity, min: 0\.8\}", "subject: parity, min: 0.7}")]
 
 
+NEEDS_A_RUN = {"made", "clone", "spare", "service"}     # fixtures that run the pipeline first
+
+
 class Project:
     "A copy of the project, and how to run commands in it"
 
@@ -78,7 +81,9 @@ def reduce(p):
 @pytest.hookimpl(tryfirst=True)     # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     "Two processes share the tests: those of the one clone stay together, and so do those of a file"
-    for i in items: i.add_marker(pytest.mark.xdist_group("clone" if "clone" in i.fixturenames else i.path.stem))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("clone" if "clone" in item.fixturenames else item.path.stem))
+        if NEEDS_A_RUN & set(item.fixturenames): item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

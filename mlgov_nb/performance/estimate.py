@@ -47,7 +47,7 @@ class Learned:
         if self.task == "binary": return outcome_models(self.Z, design(self.encoder, self.Z), self.score, self.y, self.group, self.seed)
         return error_models(self.Z, self.score, self.score - self.y, self.group, self.seed)
 
-    expected_errors = cached_property(lambda self: {})
+    _errors = cached_property(lambda self: {})
 
     def error(self, name:str)->tuple[float, float, float]:
         "Calibration error of an estimator on the reference; the same for every window, so computed once"
