@@ -64,6 +64,27 @@ def test_unlabelled_rows_stay_in_their_window(clone):
         assert auc["n"] == r["window"]["labelled"] and auc["low"] < auc["value"] < auc["high"]
 
 
+def stale(clone):
+    "The stages that would run again"
+    return set(json.loads(clone.run("dvc status --json").stdout))
+
+
+def test_a_change_runs_again_what_it_changes_and_nothing_else(clone):
+    assert stale(clone) == set()
+    clone.edit("mlgov_nb/pipeline/model_card.py", "the champion's model card", "the model card of the champion")
+    assert stale(clone) == {"card", "package"}, "the text of the model card trains nothing"
+    clone.edit("mlgov_nb/drift/distances.py", '"""(.*?)"""', r'"""\1 And more."""')
+    assert stale(clone) == {"card", "package", "audit@drift"}
+    clone.run("git checkout -q -- mlgov_nb")
+    clone.edit("mlgov_nb/files.py", r"digits:int\|None=5", "digits:int|None=6")
+    assert {"train@linear", "select", *(f"audit@{name}" for name in AUDITS)} <= stale(clone), "another rounding"
+    clone.run("git checkout -q -- mlgov_nb")
+    clone.edit("mlgov_nb/settings.py", r"Field\(0\.05, gt=0, lt=0\.5\)", "Field(0.06, gt=0, lt=0.5)")
+    assert {"train@linear", "select", *(f"audit@{name}" for name in AUDITS)} <= stale(clone), "another default"
+    clone.run("git checkout -q -- mlgov_nb")
+    assert stale(clone) == set()
+
+
 def test_the_same_evidence_twice_and_a_change_is_found(clone):
     clone.commit("evidence")
     before = evidence(clone)
