@@ -62,13 +62,13 @@ def called_name(call):
 
 
 def crowded_lines(tree):
-    "Lines that hold more than one statement"
-    seen, crowded = set(), set()
+    "Lines on which a statement follows another of the same block"
+    crowded = set()
     for node in ast.walk(tree):
-        body = [*getattr(node, "body", []), *getattr(node, "orelse", [])] if isinstance(getattr(node, "body", None), list) else []
-        for statement in body:
-            if statement.lineno in seen: crowded.add(statement.lineno)
-            seen.add(statement.lineno)
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(node, name, None)
+            lines = [statement.lineno for statement in block] if isinstance(block, list) else []
+            crowded |= {line for line in lines if lines.count(line) > 1}
     return crowded
 
 
