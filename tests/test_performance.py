@@ -67,7 +67,7 @@ def test_too_little_is_cannot_tell(clone, live):
 
 def test_labels_that_do_not_fit(clone, live):
     labels = pd.read_csv(live/"labels.csv")
-    bad = dict(text=(labels.assign(high_income="maybe"), "'maybe'", "expected 0 or 1"), unknown=(labels.assign(id=labels.id + 10**8), "not one of"), nothing=(labels[["id"]], "high_income"),
+    bad = dict(text=(labels.assign(high_income="maybe"), "'maybe'", "expected 0 or 1"), unknown=(labels.assign(id=labels.id + 10**8), "none of"), nothing=(labels[["id"]], "high_income"),
                conflict=(pd.concat([labels, labels.head(1).assign(high_income=1 - labels.high_income.iloc[0])]), "different labels of one id", "observed_at"))
     for name, (t, *texts) in bad.items():
         t.to_csv(live/f"{name}.csv", index=False)
