@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['load_template', 'page']
 
-# %% ../nbs/02_html.ipynb #693e4dc1
+# %% ../nbs/02_html.ipynb #df484a08
 from importlib.resources import files as resources
 
 from .stats.measures import number
 
-# %% ../nbs/02_html.ipynb #8c3db372
-def load_template(name):
+# %% ../nbs/02_html.ipynb #668d506c
+def load_template(
+    name:str, # A file below `mlgov_nb/templates`
+): # The template: a `jinja2.Template`
+    "A template of the package, which escapes everything that is not marked as HTML"
     import jinja2
-    env = jinja2.Environment(autoescape=True, trim_blocks=True)
-    return env.from_string((resources("mlgov_nb")/"templates"/name).read_text())
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
+    return environment.from_string((resources("mlgov_nb")/"templates"/name).read_text())
 
-# %% ../nbs/02_html.ipynb #a1e1b4b2
+# %% ../nbs/02_html.ipynb #e537c80f
 def page(
     title:str, # Heading
     kicker:str, # A line above it
@@ -28,5 +31,6 @@ def page(
 )->str: # A complete HTML page
     "One self-contained page in the house style"
     from markupsafe import Markup
-    css = Markup((resources("mlgov_nb")/"templates"/"style.css").read_text())
-    return load_template("page.html.j2").render(title=title, kicker=kicker, body=Markup(body), verdict=verdict, facts=facts, footer=footer, home=home, css=css, number=number)
+    style = Markup((resources("mlgov_nb")/"templates"/"style.css").read_text())
+    parts = dict(title=title, kicker=kicker, body=Markup(body), verdict=verdict, facts=facts, footer=footer, home=home)
+    return load_template("page.html.j2").render(**parts, css=style, number=number)

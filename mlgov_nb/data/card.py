@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['Target', 'Protected', 'Phrase', 'Actionable', 'Split', 'Strange', 'Card', 'load_card', 'card_path']
 
-# %% ../../nbs/data/00_card.ipynb #82718b72
+# %% ../../nbs/data/00_card.ipynb #9117c689
 import re
 from pathlib import Path
 from typing import Literal
 
+from fastcore.basics import patch
 from pydantic import Field, field_validator, model_validator
 
 from ..settings import ConfigError, Strict, parse_model, read_yaml
 
-# %% ../../nbs/data/00_card.ipynb #34734079
+# %% ../../nbs/data/00_card.ipynb #c0287b31
 class Target(Strict):
     "What the model predicts: a name and a SQL (DuckDB) expression over the raw columns"
     name: str = Field(min_length=1)
     expr: str = Field(min_length=1)
 
-# %% ../../nbs/data/00_card.ipynb #0ceab6e5
+# %% ../../nbs/data/00_card.ipynb #f3b806e9
 class Protected(Strict):
     "A protected attribute: a raw column, cut into bands if it is a number"
     column: str
@@ -28,21 +29,21 @@ class Protected(Strict):
     privileged: str | None = None     # the group that others are compared with, where the law names one
     parity: bool = False              # do the policy's parity limits bind for this attribute?
     as_input: bool = False            # may the model use the column itself?
-    proxies: list[str] = []           # features that stand in for it: reasons that name one are flagged
+    proxies: list[str] = []           # features that are a proxy for it: reasons that name one are flagged
 
     @field_validator("bands")
     @classmethod
-    def _sorted(cls, v):
-        if v != sorted(set(v)): raise ValueError("bands must be increasing")
-        return v
+    def _sorted(cls, edges):
+        if edges != sorted(set(edges)): raise ValueError("bands must be increasing")
+        return edges
 
-# %% ../../nbs/data/00_card.ipynb #263ce203
+# %% ../../nbs/data/00_card.ipynb #9590fb05
 class Phrase(Strict):
-    "How a reason is said; `{value}` is replaced by the row's value"
+    "How a reason is worded; `{value}` is replaced by the row's value"
     raises: str                       # when the value raises the score
     lowers: str                       # when it lowers it
 
-# %% ../../nbs/data/00_card.ipynb #f0e8037c
+# %% ../../nbs/data/00_card.ipynb #367311b7
 class Actionable(Strict):
     "A feature that a person can change, and how"
     direction: Literal["any", "up", "down"] = "any"
@@ -54,56 +55,83 @@ class Actionable(Strict):
         if len(set(self.order)) < len(self.order): raise ValueError("order names a category twice")
         return self
 
-# %% ../../nbs/data/00_card.ipynb #c02e3eaf
+# %% ../../nbs/data/00_card.ipynb #77f102cf
 class Split(Strict):
     "Which rows are for training, which are the reference, which make a window"
     train_until: int | str | None = None                       # last time value of the training period
     reference: float = Field(0.3, gt=0, lt=1)                  # share of that period held out as the reference
     windows: dict[str, tuple[int | str, int | str]] = {}       # name: [first, last] time value, both included
-    holdout: float = Field(0.2, gt=0, lt=1)                    # without a time column: share of rows in the one window 'holdout'
+    holdout: float = Field(0.2, gt=0, lt=1)                    # without a time column: share of the window 'holdout'
 
     @field_validator("windows", mode="before")
     @classmethod
-    def _names(cls, v):
-        v = {str(k): b for k, b in (v or {}).items()}
-        if bad := [k for k in v if not re.fullmatch(r"[\w.+-]+", k) or k in ("reference", "train")]:
-            raise ValueError(f"window names {bad} must be letters, digits, '-', '+', '.' or '_', and not 'reference' or 'train'")
-        return v
+    def _names(cls, windows):
+        windows = {str(name): bounds for name, bounds in (windows or {}).items()}
+        bad = [name for name in windows if not re.fullmatch(r"[\w.+-]+", name) or name in ("reference", "train")]
+        if not bad: return windows
+        allowed = "letters, digits, '-', '+', '.' or '_', and not 'reference' or 'train'"
+        raise ValueError(f"window names {bad} must be {allowed}")
 
-# %% ../../nbs/data/00_card.ipynb #dc165bc5
+# %% ../../nbs/data/00_card.ipynb #d4a4f1cf
 class Strange(Strict):
     "What the service does with a row that holds something training never saw"
     unseen: Literal["warn", "refuse"] = "warn"          # a category: scored as missing with a warning, or refused
-    out_of_range: Literal["warn", "refuse"] = "warn"    # a number below or above all of training: scored with a warning, or refused
+    out_of_range: Literal["warn", "refuse"] = "warn"    # a number outside training's range: warning, or refused
 
-# %% ../../nbs/data/00_card.ipynb #d41cf2d4
+# %% ../../nbs/data/00_card.ipynb #1243821b
+def _check_names(card, reserved):
+    "Features have names of their own: not the id, the time, the target, or what the model makes"
+    features = card.features
+    if not features: raise ValueError("numeric and categorical are both empty: the model would have no input")
+    if repeated := sorted({name for name in features if features.count(name) > 1}):
+        raise ValueError(f"features listed twice: {repeated}")
+    if clash := sorted(reserved & set(features)):
+        raise ValueError(f"{clash} cannot be features: they are the id, the time or the target")
+    if clash := sorted({"score", "raw"} & set(features)):
+        raise ValueError(f"features {clash} have the name of something the model makes; rename the columns")
+
+# %% ../../nbs/data/00_card.ipynb #cc4d4252
+def _check_protected(card, reserved):
+    "Protected attributes are no inputs unless the card allows it, and have names of their own"
+    protected, features = card.protected, card.features
+    if clash := sorted(name for name, attribute in protected.items() if attribute.bands and name == attribute.column):
+        raise ValueError(f"protected attributes {clash} have bands and the name of their column; "
+                         f"name them differently, such as {clash[0]}_band")
+    used = [attribute.column for attribute in protected.values()
+            if attribute.column in features and not attribute.as_input]
+    if used:
+        raise ValueError(f"protected columns {used} are among the features; take them out or set as_input: true")
+    if clash := sorted(set(protected) & (set(features) | reserved)):
+        raise ValueError(f"protected attributes {clash} have the name of a feature, the id, the time or the target; "
+                         "name them differently")
+
+# %% ../../nbs/data/00_card.ipynb #7d54dd40
+def _check_explanations(card):
+    "Phrases, proxies and actionable features name features of the card"
+    named = {"phrases": card.phrases, "actionable": card.actionable}
+    named |= {f"protected.{name}.proxies": attribute.proxies for name, attribute in card.protected.items()}
+    for where, names in named.items():
+        if unknown := sorted(set(names) - set(card.features)):
+            raise ValueError(f"{where} names {unknown}, not among the features: {', '.join(card.features)}")
+    if fixed := sorted(set(card.actionable) & {attribute.column for attribute in card.protected.values()}):
+        raise ValueError(f"actionable names {fixed}: nobody can be asked to change a protected attribute")
+    for name, change in card.actionable.items():
+        if name in card.numeric and (change.order or change.to):
+            raise ValueError(f"actionable.{name} is numeric: order and to are for categories")
+        if name in card.categorical and change.direction != "any" and not change.order:
+            raise ValueError(f"actionable.{name} goes {change.direction}, but its categories have no order")
+
+# %% ../../nbs/data/00_card.ipynb #ef9e0f64
 def _check_card(card):
-    "What a card's parts demand of each other"
-    if not card.features: raise ValueError("numeric and categorical are both empty: the model would have no input")
-    if twice := sorted({c for c in card.features if card.features.count(c) > 1}): raise ValueError(f"features listed twice: {twice}")
+    "What the parts of a card require of each other"
     reserved = {card.id, card.time, card.target.name} - {None}
-    if clash := sorted(reserved & set(card.features)): raise ValueError(f"{clash} cannot be features: they are the id, the time or the target")
-    if clash := sorted({"score", "raw"} & set(card.features)): raise ValueError(f"features {clash} have the name of something the model makes; rename the columns")
-    if clash := sorted(k for k, p in card.protected.items() if p.bands and k == p.column): raise ValueError(f"protected attributes {clash} have bands and the name of their column; name them differently, such as {clash[0]}_band")
-    used = [p.column for p in card.protected.values() if p.column in card.features and not p.as_input]
-    if used: raise ValueError(f"protected columns {used} are among the features; take them out or set as_input: true")
-    if clash := sorted(set(card.protected) & (set(card.features) | reserved)): raise ValueError(f"protected attributes {clash} have the name of a feature, the id, the time or the target; name them differently")
+    _check_names(card, reserved)
+    _check_protected(card, reserved)
     _check_explanations(card)
     if card.time and (card.split.train_until is None or not card.split.windows):
         raise ValueError("a card with a time column needs split.train_until and split.windows")
 
-# %% ../../nbs/data/00_card.ipynb #b9c1c11b
-def _check_explanations(card):
-    "Phrases, proxies and actionable features speak of the card's features"
-    named = {"phrases": card.phrases, "actionable": card.actionable, **{f"protected.{k}.proxies": p.proxies for k, p in card.protected.items()}}
-    for where, names in named.items():
-        if odd := sorted(set(names) - set(card.features)): raise ValueError(f"{where} names {odd}, not among the features: {', '.join(card.features)}")
-    if held := sorted(set(card.actionable) & {p.column for p in card.protected.values()}): raise ValueError(f"actionable names {held}: nobody can be asked to change a protected attribute")
-    for c, a in card.actionable.items():
-        if c in card.numeric and (a.order or a.to): raise ValueError(f"actionable.{c} is numeric: order and to are for categories")
-        if c in card.categorical and a.direction != "any" and not a.order: raise ValueError(f"actionable.{c} goes {a.direction}, but its categories have no order")
-
-# %% ../../nbs/data/00_card.ipynb #638c4dd4
+# %% ../../nbs/data/00_card.ipynb #c833c944
 class Card(Strict):
     "A dataset card: what a raw file is and how it may be used"
     name: str = ""                    # the card file's stem, filled in by `load_card`
@@ -128,32 +156,44 @@ class Card(Strict):
     strange: Strange = Strange()      # what the service does with values that training never saw
     split: Split = Split()
 
-    @property
-    def features(self) -> list[str]: return [*self.numeric, *self.categorical]
-
-    parity = property(lambda self: [k for k, p in self.protected.items() if p.parity])
-    privileged = property(lambda self: {k: p.privileged for k, p in self.protected.items() if p.privileged})
-
     @model_validator(mode="after")
     def _consistent(self):
         _check_card(self)
         return self
 
-# %% ../../nbs/data/00_card.ipynb #64c1dd87
+# %% ../../nbs/data/00_card.ipynb #2629a90e
+@patch(as_prop=True)
+def features(self:Card)->list[str]:
+    "The model's inputs, numbers first"
+    return [*self.numeric, *self.categorical]
+
+# %% ../../nbs/data/00_card.ipynb #bf91fcda
+@patch(as_prop=True)
+def parity(self:Card)->list[str]:
+    "Protected attributes for which the parity limits bind"
+    return [name for name, attribute in self.protected.items() if attribute.parity]
+
+# %% ../../nbs/data/00_card.ipynb #89c16a40
+@patch(as_prop=True)
+def privileged(self:Card)->dict[str, str]:
+    "Protected attribute: the group that others are compared with, where the card names one"
+    return {name: attribute.privileged for name, attribute in self.protected.items() if attribute.privileged}
+
+# %% ../../nbs/data/00_card.ipynb #15f80721
 def load_card(
     file:Path, # A card, `data/raw/NAME.yaml`
 )->Card: # Checked card, with its name
     "Read and check a dataset card; `ConfigError` names file, key and what is allowed"
     return parse_model(Card, {**read_yaml(file), "name": Path(file).stem}, file)
 
-# %% ../../nbs/data/00_card.ipynb #cb6f01b4
+# %% ../../nbs/data/00_card.ipynb #1ff11953
 def card_path(
     root:Path, # The project's top folder
     name:str, # A card's name
 )->Path: # Its file
     "The file of the card called `name`; `ConfigError` lists the cards there are"
-    p = Path(root)/"data"/"raw"/f"{name}.yaml"
-    if not p.is_file():
-        have = sorted(f.stem for f in p.parent.glob("*.yaml"))
-        raise ConfigError(f"params.yaml: data.card: no dataset card '{name}' (looked for data/raw/{name}.yaml); cards here: {', '.join(have) or 'none'}; draft one with `mlgov card new FILE --target COL`")
-    return p
+    file = Path(root)/"data"/"raw"/f"{name}.yaml"
+    if file.is_file(): return file
+    cards = ", ".join(sorted(other.stem for other in file.parent.glob("*.yaml"))) or "none"
+    raise ConfigError(f"params.yaml: data.card: no dataset card '{name}' (looked for data/raw/{name}.yaml); "
+                      f"cards here: {cards}; draft one with `mlgov card new FILE --target COL`")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMPTY', 'read_labels', 'LabelReport', 'join_labels']
 
-# %% ../../nbs/data/05_labels.ipynb #57423b79
+# %% ../../nbs/data/05_labels.ipynb #f579dce3
 import re
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -13,166 +13,240 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pandas.api import types
-import pyarrow as pyarrow
+import pyarrow
 import pyarrow.compute as pc
+from fastcore.basics import patch
+from pandas.api import types
 
 from .card import Card
 from .prepare import target_values
-from .read import DataError, MissingColumn, as_category, read_rows
+from .read import MISSING, DataError, MissingColumn, as_category
+from .read import as_times, end_of_day, holds_numbers, need_columns, read_rows
 
-# %% ../../nbs/data/05_labels.ipynb #13cdad90
+# %% ../../nbs/data/05_labels.ipynb #108febdd
+def _id_text(ids, position):
+    "An id as a person would write it"
+    return str(as_category(ids.iloc[[position]]).fillna(MISSING).iloc[0])
+
+# %% ../../nbs/data/05_labels.ipynb #7f7054f4
+def _value_text(values, position):
+    "A value as an error shows it: text in quotation marks"
+    value = values.iloc[position]
+    return repr(value) if isinstance(value, str) else _id_text(values, position)
+
+# %% ../../nbs/data/05_labels.ipynb #c1ffc317
+def _refuse_first(bad, values, ids, what, expected, where):
+    "`DataError` for the first bad value, by its row's id; nothing where none is bad"
+    if not bad.any(): return
+    first = int(np.argmax(bad))
+    others = int(bad.sum()) - 1
+    message = f"{where}: {what} of id {_id_text(ids, first)} is {_value_text(values, first)}; expected {expected}"
+    if others: message += f" ({others:,} more {'are' if others > 1 else 'is'} wrong)"
+    raise DataError(message)
+
+# %% ../../nbs/data/05_labels.ipynb #260f8111
 EMPTY = ["", "na", "nan", "n/a", "null", "none", "<na>"]   # text that is a missing label, as in a CSV file
 
-def _plain(s, i): return str(as_category(s.iloc[[i]]).fillna("(missing)").iloc[0])
+# %% ../../nbs/data/05_labels.ipynb #2dee22db
+def _label_numbers(values, binary):
+    "Labels as float64, NaN where they are missing or no number; and which ones are missing"
+    if holds_numbers(values):
+        numbers = values.to_numpy(float, na_value=np.nan)
+        return numbers, np.isnan(numbers)
+    text = values.astype("str").str.strip().str.lower()
+    missing = (values.isna() | text.isin(EMPTY)).to_numpy()
+    if binary: text = text.replace({"true": "1", "false": "0"})
+    return pd.to_numeric(text.mask(missing), errors="coerce").to_numpy(float), missing
 
-# %% ../../nbs/data/05_labels.ipynb #7a41b5b4
-def _shown(s, i): return repr(s.iloc[i]) if isinstance(s.iloc[i], str) else _plain(s, i)
-
-# %% ../../nbs/data/05_labels.ipynb #d411f07c
-def _refuse(bad, s, ids, what, expected, where):
-    "`DataError` for the first bad value, by its row's id"
-    if not bad.any(): return
-    i, more = int(np.argmax(bad)), int(bad.sum()) - 1
-    raise DataError(f"{where}: {what} of id {_plain(ids, i)} is {_shown(s, i)}; expected {expected}" + (f" ({more:,} more {'are' if more > 1 else 'is'} wrong)" if more else ""))
-
-# %% ../../nbs/data/05_labels.ipynb #98bdd97f
-def _values(s, ids, card, where):
+# %% ../../nbs/data/05_labels.ipynb #c051245d
+def _checked_labels(values, ids, card, where):
     "Labels as float64; missing is NaN, anything but a number is refused"
     binary = card.task == "binary"
-    if types.is_numeric_dtype(s) and not types.is_bool_dtype(s):
-        got = s.to_numpy(float, na_value=np.nan)
-        none = np.isnan(got)
-    else:
-        text = s.astype("str").str.strip().str.lower()
-        none = (s.isna() | text.isin(EMPTY)).to_numpy()
-        if binary: text = text.replace({"true": "1", "false": "0"})
-        got = pd.to_numeric(text.mask(none), errors="coerce").to_numpy(float)
-    bad = ~none & ~(np.isin(got, (0, 1)) if binary else np.isfinite(got))
-    _refuse(bad, s, ids, "label", "0 or 1" if binary else "a number", where)
-    return pd.Series(got, index=s.index)
+    numbers, missing = _label_numbers(values, binary)
+    valid = np.isin(numbers, (0, 1)) if binary else np.isfinite(numbers)
+    _refuse_first(~missing & ~valid, values, ids, "label", "0 or 1" if binary else "a number", where)
+    return pd.Series(numbers, index=values.index)
 
-# %% ../../nbs/data/05_labels.ipynb #6d7c02ea
-def _odd_text(df, card):
-    "The first word in a column of numbers that the expression reads, or None"
-    for c in map(str, df.columns):
-        if types.is_numeric_dtype(df[c]) or not re.search(rf"(?<!\w){re.escape(c)}(?!\w)", card.target.expr): continue
-        number = pd.to_numeric(df[c].astype("str"), errors="coerce").notna()
-        bad = (~number & df[c].notna()).to_numpy()
-        if number.any() and bad.any(): return f"{c} of id {_plain(df[card.id], int(np.argmax(bad)))} is {_shown(df[c], int(np.argmax(bad)))}"
+# %% ../../nbs/data/05_labels.ipynb #6ea68525
+def _misplaced_word(df, card):
+    "The first text in a column of numbers that the expression reads, with its id; None where there is none"
+    for name in map(str, df.columns):
+        mentioned = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", card.target.expr)
+        if types.is_numeric_dtype(df[name]) or not mentioned: continue
+        is_number = pd.to_numeric(df[name].astype("str"), errors="coerce").notna()
+        bad = (~is_number & df[name].notna()).to_numpy()
+        if is_number.any() and bad.any():
+            first = int(np.argmax(bad))
+            return f"{name} of id {_id_text(df[card.id], first)} is {_value_text(df[name], first)}"
+    return None
 
-# %% ../../nbs/data/05_labels.ipynb #e201604e
+# %% ../../nbs/data/05_labels.ipynb #ab678cec
 def _fails(df, card):
+    "Does the target expression fail on these rows?"
     try: target_values(df, card)
     except DataError: return True
+    return False
 
-# %% ../../nbs/data/05_labels.ipynb #ff23acfa
-def _computed(df, card, where):
-    "The card's target expression over raw columns"
-    try: return target_values(df, card, where)
-    except DataError as e: why = str(e)
-    if "Referenced column" in why:
-        neither = f"{where}: there is neither the target nor all that target.expr '{card.target.expr}' reads ({why.split('Error: ')[-1].rstrip('!')})"
-        raise MissingColumn([card.target.name], list(map(str, df.columns)), neither)
-    if odd := _odd_text(df, card): raise DataError(f"{where}: {odd}; {why.removeprefix(f'{where}: ')}")
-    if _fails(df.head(0), card): raise DataError(why)
+# %% ../../nbs/data/05_labels.ipynb #eeb5f242
+def _failing_row(df, card):
+    "One row on which the target expression fails, found by halving"
     part = df
     while len(part) > 1:
         half = part.iloc[:len(part) // 2]
         part = half if _fails(half, card) else part.iloc[len(half):]
-    target_values(part, card, f"{where}: label of id {_plain(part[card.id], 0)}")
-    raise DataError(why)
+    return part
 
-# %% ../../nbs/data/05_labels.ipynb #6a1e36dc
-def _observed(s, ids, where):
+# %% ../../nbs/data/05_labels.ipynb #cd5ac6a6
+def _explain_failure(df, card, reason, where):
+    "Raise the most helpful error for a target expression that fails: a missing column, a word, or a single row"
+    if "Referenced column" in reason:
+        found = reason.split("Error: ")[-1].rstrip("!")
+        neither = f"there is neither the target nor all that target.expr '{card.target.expr}' reads ({found})"
+        raise MissingColumn([card.target.name], df.columns, f"{where}: {neither}")
+    word = _misplaced_word(df, card)
+    if word: raise DataError(f"{where}: {word}; {reason.removeprefix(f'{where}: ')}")
+    if not _fails(df.head(0), card):
+        row = _failing_row(df, card)
+        target_values(row, card, f"{where}: label of id {_id_text(row[card.id], 0)}")     # raises
+    raise DataError(reason)
+
+# %% ../../nbs/data/05_labels.ipynb #d3ae33dc
+def _computed_labels(df, card, where):
+    "The card's target expression over raw columns"
+    try: return target_values(df, card, where)
+    except DataError as error: reason = str(error)
+    return _explain_failure(df, card, reason, where)
+
+# %% ../../nbs/data/05_labels.ipynb #625815aa
+def _observed(values, ids, where):
     "When each label was observed, without a zone; missing is NaT"
-    known = s.notna()
-    text = s if types.is_datetime64_any_dtype(s) else s.astype("str").where(known & ~types.is_numeric_dtype(s))
-    got = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True).dt.tz_localize(None).astype("datetime64[us]")
-    _refuse((known & got.isna()).to_numpy(), s, ids, "observed_at", "a date or a time such as 2024-07-01", where)
-    return got
+    times = as_times(values)
+    bad = (values.notna() & times.isna()).to_numpy()
+    _refuse_first(bad, values, ids, "observed_at", "a date or a time such as 2024-07-01", where)
+    return times
 
-# %% ../../nbs/data/05_labels.ipynb #c8fc5774
+# %% ../../nbs/data/05_labels.ipynb #f99361e9
 def _typed(df, card, where):
     "Id, target and `observed_at`, where there is one, of labels from anywhere"
-    if card.id not in df: raise MissingColumn([card.id], list(map(str, df.columns)), f"{where}: the card's id is '{card.id}'")
+    need_columns([card.id], df, f"{where}: the card's id is '{card.id}'")
     if df.empty: raise DataError(f"{where}: there is no label in it")
     df = df.reset_index(drop=True)
-    ids, name = df[card.id], card.target.name
-    out = pd.DataFrame({card.id: ids, name: _values(df[name] if name in df else _computed(df, card, where), ids, card, where)})
-    return out.assign(observed_at=_observed(df.observed_at, ids, where)) if "observed_at" in df else out
+    ids, target = df[card.id], card.target.name
+    values = df[target] if target in df else _computed_labels(df, card, where)
+    labels = pd.DataFrame({card.id: ids, target: _checked_labels(values, ids, card, where)})
+    if "observed_at" not in df: return labels
+    return labels.assign(observed_at=_observed(df.observed_at, ids, where))
 
-# %% ../../nbs/data/05_labels.ipynb #6ef20f31
+# %% ../../nbs/data/05_labels.ipynb #5775a136
 def read_labels(
-    file:Path, # A .csv (also .csv.gz) or .parquet file: the card's id, the target or the raw columns of its expression, perhaps `observed_at`
+    file:Path, # A .csv, .csv.gz or .parquet file: id, target (or raw columns of its expression), perhaps `observed_at`
     card:Card, # The card of the rows that the labels are for
 )->pd.DataFrame: # Id, target as float64 (missing is NaN), `observed_at` if the file has it
-    "Read labels from a file of their own; `DataError` says what is wrong with it"
+    "Read labels from a file of their own; `DataError` tells what is wrong with it"
     return _typed(read_rows(file), card, str(file))
 
-# %% ../../nbs/data/05_labels.ipynb #f47c12a2
-def _ids(s, where):
+# %% ../../nbs/data/05_labels.ipynb #3430bb12
+def _id_array(ids, where):
     "Ids as an Arrow array: whole numbers where the column holds nothing else, text otherwise"
-    if types.is_float_dtype(s):
-        x = s.to_numpy(float, na_value=np.nan)
-        if (np.abs(x) >= 2**53).any(): raise DataError(f"{where}: ids as large as {np.nanmax(np.abs(x)):g} are decimals, which run into one another; write them as whole numbers without a gap, or as text")
-        if (np.isnan(x) | (x == np.floor(x))).all(): s = s.astype("Int64")
-    return pyarrow.array(s if types.is_integer_dtype(s) else as_category(s))
+    if types.is_float_dtype(ids):
+        numbers = ids.to_numpy(float, na_value=np.nan)
+        if (np.abs(numbers) >= 2**53).any():
+            raise DataError(f"{where}: ids as large as {np.nanmax(np.abs(numbers)):g} are decimals, which run into "
+                            "one another; write them as whole numbers without a gap, or as text")
+        if (np.isnan(numbers) | (numbers == np.floor(numbers))).all(): ids = ids.astype("Int64")
+    return pyarrow.array(ids if types.is_integer_dtype(ids) else as_category(ids))
 
-# %% ../../nbs/data/05_labels.ipynb #e951a4e2
-def _alike(a, b):
+# %% ../../nbs/data/05_labels.ipynb #8ec1b397
+def _without_zeros(text):
+    "Text that is a number without leading zeros and without '.0'; other text as it is"
+    return pc.replace_substring_regex(text, r"^(-?)0*([0-9]+)(\.0*)?$", r"\1\2")
+
+# %% ../../nbs/data/05_labels.ipynb #bdbfd372
+def _in_one_type(row_ids, label_ids):
     "Ids of rows and labels in one type"
-    whole = [pyarrow.types.is_integer(x.type) for x in (a, b)]
-    if all(whole) and pyarrow.uint64() not in (a.type, b.type): return a.cast(pyarrow.int64()), b.cast(pyarrow.int64())
-    text = [x.cast(pyarrow.large_string()) for x in (a, b)]
-    return [t if w or not any(whole) else pc.replace_substring_regex(t, r"^(-?)0*([0-9]+)(\.0*)?$", r"\1\2") for t, w in zip(text, whole)]
+    both = (row_ids, label_ids)
+    whole = [pyarrow.types.is_integer(ids.type) for ids in both]
+    if all(whole) and pyarrow.uint64() not in (row_ids.type, label_ids.type):
+        return [ids.cast(pyarrow.int64()) for ids in both]
+    texts = [ids.cast(pyarrow.large_string()) for ids in both]
+    if not any(whole): return texts
+    return [text if is_whole else _without_zeros(text) for text, is_whole in zip(texts, whole)]
 
-# %% ../../nbs/data/05_labels.ipynb #7f9d4b75
-def _few(ids, n):
+# %% ../../nbs/data/05_labels.ipynb #434cb102
+def _few(ids, count):
     "At most five ids, and how many more there are"
-    five = [str(i) if i is not None else "(missing)" for i in ids[:5]]
-    return ", ".join(five) + (f" and {n - len(five):,} more" if n > len(five) else "")
+    shown = [MISSING if identity is None else str(identity) for identity in ids[:5]]
+    more = f" and {count - len(shown):,} more" if count > len(shown) else ""
+    return ", ".join(shown) + more
 
-# %% ../../nbs/data/05_labels.ipynb #16ec50eb
-def _places(rows, labels, card):
-    "Ids of the rows, and the row of each label or -1; an id that two rows have is refused"
-    key, of = _alike(_ids(rows[card.id], "the rows"), _ids(labels[card.id], "labels"))
-    if not len(key): raise DataError("the rows: there are none to join labels to")
-    if key.null_count: raise DataError(f"the rows: {key.null_count:,} without {card.id}")
-    seen = pc.value_counts(key)
-    twice = seen.field("values").filter(pc.greater(seen.field("counts"), 1)).to_pylist()
-    if twice: raise DataError(f"the rows: no label can be joined, more than one row has the {card.id} {_few(twice, len(twice))}")
-    at = pc.index_in(of, value_set=key, skip_nulls=True).fill_null(-1).to_numpy(zero_copy_only=False)
-    such = [", ".join(map(str, k.drop_null().slice(0, 3).to_pylist())) for k in (of, key)]
-    if (at < 0).all(): raise DataError(f"labels: not one of {len(at):,} is of a row: their ids are such as {such[0]}, those of the rows such as {such[1]}")
-    return key, of, at
+# %% ../../nbs/data/05_labels.ipynb #7ee312ee
+def _check_row_ids(row_ids, card):
+    "Rows to join to are there, and each has an id of its own"
+    if not len(row_ids): raise DataError("the rows: there are none to join labels to")
+    if row_ids.null_count: raise DataError(f"the rows: {row_ids.null_count:,} without {card.id}")
+    seen = pc.value_counts(row_ids)
+    repeated = seen.field("values").filter(pc.greater(seen.field("counts"), 1)).to_pylist()
+    if repeated:
+        raise DataError(f"the rows: no label can be joined, more than one row has the {card.id} "
+                        f"{_few(repeated, len(repeated))}")
 
-# %% ../../nbs/data/05_labels.ipynb #9a885505
-def _settled(got, key):
-    "The label that holds for each row (`at`, `y`), and how many were repeated and corrected"
-    first = got.drop_duplicates(["at", "y"])
-    torn = first["at"].duplicated(keep=False)
-    many = got[got["at"].isin(first["at"][torn])]
-    last = many[many.when == many.groupby("at").when.transform("max")].drop_duplicates(["at", "y"])
-    open_ = np.union1d(many["at"][many.when.isna()], last["at"][last["at"].duplicated()])
-    if len(open_): raise DataError(f"labels: different labels of one id, and no observed_at says which is the last: {_few(key.take(open_[:5]).to_pylist(), len(open_))}")
-    final = pd.concat([first[~torn], last])
-    return final, len(got) - len(first), len(first) - len(final)
+# %% ../../nbs/data/05_labels.ipynb #6ba81616
+def _examples(ids):
+    "Three ids, for an error"
+    return ", ".join(map(str, ids.drop_null().slice(0, 3).to_pylist()))
 
-# %% ../../nbs/data/05_labels.ipynb #d173ff61
+# %% ../../nbs/data/05_labels.ipynb #bb197fd0
+def _match_ids(rows, labels, card):
+    "Ids of the rows, ids of the labels, and for each label the position of its row or -1"
+    row_ids, label_ids = _in_one_type(_id_array(rows[card.id], "the rows"), _id_array(labels[card.id], "labels"))
+    _check_row_ids(row_ids, card)
+    found = pc.index_in(label_ids, value_set=row_ids, skip_nulls=True)
+    positions = found.fill_null(-1).to_numpy(zero_copy_only=False)
+    if (positions < 0).all():
+        raise DataError(f"labels: none of {len(positions):,} belongs to a row: their ids look like "
+                        f"{_examples(label_ids)}, those of the rows like {_examples(row_ids)}")
+    return row_ids, label_ids, positions
+
+# %% ../../nbs/data/05_labels.ipynb #0dff299d
+def _last_labels(labels, row_ids):
+    "The label that counts for each row (columns `row` and `y`), and how many were repeated and corrected"
+    distinct = labels.drop_duplicates(["row", "y"])
+    contested = distinct.row.duplicated(keep=False)
+    several = labels[labels.row.isin(distinct.row[contested])]
+    newest = several.groupby("row").when.transform("max")
+    last = several[several.when == newest].drop_duplicates(["row", "y"])
+    undecided = np.union1d(several.row[several.when.isna()], last.row[last.row.duplicated()])
+    if len(undecided):
+        raise DataError("labels: different labels of one id, and no observed_at says which is the last: "
+                        f"{_few(row_ids.take(undecided[:5]).to_pylist(), len(undecided))}")
+    final = pd.concat([distinct[~contested], last])
+    return final, len(labels) - len(distinct), len(distinct) - len(final)
+
+# %% ../../nbs/data/05_labels.ipynb #01c3a0aa
+def _moment(as_of):
+    "A moment in UTC without a zone, from a date, a time, or text in ISO 8601; a date means its whole day"
+    is_date = isinstance(as_of, date) and not pd.isna(as_of)
+    try: moment = pd.Timestamp(as_of if is_date else datetime.fromisoformat(str(as_of)))
+    except ValueError:
+        raise DataError(f"as_of: {as_of!r} is not a date or time; expected one such as 2024-07-01") from None
+    if moment.tz is not None: moment = moment.tz_convert("UTC").tz_localize(None)
+    whole_day = not isinstance(as_of, datetime) and len(str(as_of)) <= 10
+    return end_of_day(moment) if whole_day else moment
+
+# %% ../../nbs/data/05_labels.ipynb #b8506b86
 def _late(labels, as_of, card):
-    "Mask of the labels observed after a moment; a day is whole"
+    "Mask of the labels observed after a moment"
     if as_of is None: return np.zeros(len(labels), bool)
-    if "observed_at" not in labels: raise DataError(f"labels: as_of needs a column observed_at; there are {', '.join(map(str, labels.columns))}")
-    try: t = pd.Timestamp(as_of if isinstance(as_of, date) and not pd.isna(as_of) else datetime.fromisoformat(str(as_of)))
-    except ValueError: raise DataError(f"as_of: {as_of!r} is no date or time; expected such as 2024-07-01") from None
-    if t.tz is not None: t = t.tz_convert("UTC").tz_localize(None)
-    if not isinstance(as_of, datetime) and len(str(as_of)) <= 10: t += pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)
-    gone = labels[labels.observed_at.isna() & labels[card.target.name].notna()]
-    if len(gone): raise DataError(f"labels: as_of needs observed_at; it is missing for {_few(as_category(gone[card.id].head()).tolist(), len(gone))}")
-    return (labels.observed_at > t).to_numpy()
+    if "observed_at" not in labels:
+        raise DataError(f"labels: as_of needs a column observed_at; there are {', '.join(map(str, labels.columns))}")
+    moment = _moment(as_of)
+    undated = labels[labels.observed_at.isna() & labels[card.target.name].notna()]
+    if len(undated):
+        examples = as_category(undated[card.id].head()).tolist()
+        raise DataError(f"labels: as_of needs observed_at; it is missing for {_few(examples, len(undated))}")
+    return (labels.observed_at > moment).to_numpy()
 
-# %% ../../nbs/data/05_labels.ipynb #a9b9cc05
+# %% ../../nbs/data/05_labels.ipynb #185f503c
 @dataclass(frozen=True)
 class LabelReport:
     "Where every label went"
@@ -189,38 +263,74 @@ class LabelReport:
     unknown_ids: tuple[str, ...] = ()   # five of them at most
     unknown_more: int = 0               # ids beyond those
 
-    @property
-    def words(self) -> str:
-        "One sentence for the terminal"
-        n = len(self.unknown_ids) + self.unknown_more
-        said = [(self.corrected, "corrected"), (self.repeated, "repeated"), (self.unknown, f"of {'unknown ids' if n > 1 else 'an unknown id'} ({_few(self.unknown_ids, n)})"),
-                (self.late, "observed too late"), (self.missing, "without a value"), (self.changed, "changed an earlier label")]
-        here = "" if self.joined == self.labelled else f" ({self.joined:,} from these labels)"
-        rest = ", ".join(f"{k:,} {what}" for k, what in said if k)
-        return f"{self.labelled:,} of {self.rows:,} rows have a label now{here}" + (f"; {rest}" if rest else "")
+# %% ../../nbs/data/05_labels.ipynb #e9e8539c
+@patch(as_prop=True)
+def words(self:LabelReport)->str:
+    "One sentence for the terminal"
+    ids = len(self.unknown_ids) + self.unknown_more
+    unknown = f"of {'unknown ids' if ids > 1 else 'an unknown id'} ({_few(self.unknown_ids, ids)})"
+    counts = [(self.corrected, "corrected"), (self.repeated, "repeated"), (self.unknown, unknown),
+              (self.late, "observed too late"), (self.missing, "without a value"),
+              (self.changed, "changed an earlier label")]
+    sentence = f"{self.labelled:,} of {self.rows:,} rows have a label now"
+    if self.joined != self.labelled: sentence += f" ({self.joined:,} from these labels)"
+    rest = ", ".join(f"{count:,} {what}" for count, what in counts if count)
+    return f"{sentence}; {rest}" if rest else sentence
 
-# %% ../../nbs/data/05_labels.ipynb #16dda387
+# %% ../../nbs/data/05_labels.ipynb #8527feeb
+def _earlier_labels(rows, card):
+    "The labels that rows have already; NaN where they have none"
+    target = card.target.name
+    if target not in rows: return np.full(len(rows), np.nan)
+    return _checked_labels(rows[target], rows[card.id], card, "the rows").to_numpy()
+
+# %% ../../nbs/data/05_labels.ipynb #acb8e3df
+def _unknown_ids(label_ids, unknown):
+    "Ids that no row has: five of them as text, and how many more there are"
+    ids = pc.unique(label_ids.filter(pyarrow.array(unknown))).to_pylist()
+    shown = tuple(MISSING if identity is None else str(identity) for identity in ids[:5])
+    return dict(unknown_ids=shown, unknown_more=max(0, len(ids) - 5))
+
+# %% ../../nbs/data/05_labels.ipynb #b84b4729
+def _masks(labels, positions, as_of, card):
+    "Which labels can be used, and which are of an unknown id, late or missing; every label is in one mask"
+    missing = labels[card.target.name].isna().to_numpy()
+    late = ~missing & _late(labels, as_of, card)
+    in_time = ~missing & ~late
+    return dict(usable=in_time & (positions >= 0), unknown=in_time & (positions < 0), late=late, missing=missing)
+
+# %% ../../nbs/data/05_labels.ipynb #50f706a9
+def _candidates(labels, positions, card):
+    "Labels as `_last_labels` takes them: position of the row, value, and when it was observed"
+    when = labels.observed_at if "observed_at" in labels else pd.NaT
+    return pd.DataFrame(dict(row=positions, y=labels[card.target.name].to_numpy())).assign(when=when)
+
+# %% ../../nbs/data/05_labels.ipynb #ebe97c98
+def _fill(earlier, final):
+    "The target with the new labels in place, and how many replaced a different one"
+    at = final.row.to_numpy()
+    target = earlier.copy()
+    target[at] = final.y
+    changed = ~np.isnan(earlier[at]) & (earlier[at] != final.y)
+    return target, int(changed.sum())
+
+# %% ../../nbs/data/05_labels.ipynb #80b2fd91
 def join_labels(
     rows:pd.DataFrame, # Prepared rows; labels that they have stay where none comes
     labels:pd.DataFrame, # From `read_labels`, or columns as it reads them
     card:Card, # The card of both
-    as_of:str|date|datetime|None=None, # Leave out labels observed after this moment; a day is whole
+    as_of:str|date|datetime|None=None, # Leave out labels observed after this moment; a date means its whole day
 )->tuple[pd.DataFrame, LabelReport]: # The rows with the target filled in; where every label went
-    "Labels on the rows of the same id; `DataError` when nothing says which of two holds, or none is of a row"
-    if card.id not in rows: raise MissingColumn([card.id], list(map(str, rows.columns)), f"the rows: the card's id is '{card.id}'")
-    name, labels = card.target.name, _typed(labels, card, "labels")
-    key, of, at = _places(rows, labels, card)
-    y = labels[name].to_numpy()
-    none = np.isnan(y)
-    late = ~none & _late(labels, as_of, card)
-    odd, fits = (~none & ~late & m for m in (at < 0, at >= 0))
-    when = labels.observed_at if "observed_at" in labels else pd.NaT
-    final, repeated, corrected = _settled(pd.DataFrame(dict(at=at, y=y)).assign(when=when)[fits], key)
-    old = _values(rows[name], rows[card.id], card, "the rows").to_numpy() if name in rows else np.full(len(rows), np.nan)
-    new, to = old.copy(), final["at"].to_numpy()
-    new[to] = final.y
-    changed = int((~np.isnan(old[to]) & (old[to] != final.y)).sum())
-    strange = pc.unique(of.filter(pyarrow.array(odd))).to_pylist()
-    report = LabelReport(len(labels), len(rows), int((~np.isnan(new)).sum()), len(final), repeated, corrected, int(odd.sum()), int(late.sum()), int(none.sum()), changed,
-                         tuple("(missing)" if i is None else str(i) for i in strange[:5]), max(0, len(strange) - 5))
-    return rows.assign(**{name: new}), report
+    "Put labels on the rows of the same id; `DataError` when nothing decides between two, or none belongs to a row"
+    need_columns([card.id], rows, f"the rows: the card's id is '{card.id}'")
+    labels = _typed(labels, card, "labels")
+    row_ids, label_ids, positions = _match_ids(rows, labels, card)
+    masks = _masks(labels, positions, as_of, card)
+    usable = _candidates(labels, positions, card)[masks["usable"]]
+    final, repeated, corrected = _last_labels(usable, row_ids)
+    target, changed = _fill(_earlier_labels(rows, card), final)
+    counts = {name: int(masks[name].sum()) for name in ("unknown", "late", "missing")}
+    labelled = int((~np.isnan(target)).sum())
+    report = LabelReport(len(labels), len(rows), labelled, len(final), repeated, corrected, **counts, changed=changed,
+                         **_unknown_ids(label_ids, masks["unknown"]))
+    return rows.assign(**{card.target.name: target}), report

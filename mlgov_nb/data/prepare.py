@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['target_values', 'row_schema', 'prepare']
 
-# %% ../../nbs/data/03_prepare.ipynb #5bebd9a0
+# %% ../../nbs/data/03_prepare.ipynb #51bafb3a
 import numpy as np
 import pandas as pd
 
@@ -13,86 +13,118 @@ from .card import Card
 from .groups import groups
 from .read import DataError, MissingColumn, as_category, parse_numbers, parse_times
 
-# %% ../../nbs/data/03_prepare.ipynb #dc85b98d
+# %% ../../nbs/data/03_prepare.ipynb #0f9490fe
+def _evaluate(df, expression):
+    "An SQL expression over the columns of a frame, as float64 with NaN for NULL"
+    import duckdb
+    connection = duckdb.connect(config={"enable_external_access": False, "threads": 1})
+    try:
+        connection.register("rows", df)
+        result = connection.execute(f"select cast(({expression}) as double) as t from rows").fetchnumpy()["t"]
+    finally:
+        connection.close()
+    return pd.Series(np.ma.filled(result.astype(float), np.nan), index=df.index)
+
+# %% ../../nbs/data/03_prepare.ipynb #43aba8ee
 def target_values(
     df:pd.DataFrame, # Raw rows
     card:Card, # Their card
     where:str="data", # What to call the rows in an error
 )->pd.Series: # The target as float64; NaN is unlabelled
-    "Evaluate the card's target expression; `DataError` says why it cannot be"
+    "Evaluate the card's target expression; `DataError` tells why it cannot be"
     import duckdb
-    con = duckdb.connect(config={"enable_external_access": False, "threads": 1})
-    try:
-        con.register("rows", df)
-        got = con.execute(f"select cast(({card.target.expr}) as double) as t from rows").fetchnumpy()["t"]
-    except duckdb.Error as e:
-        raise DataError(f"{where}: target.expr '{card.target.expr}' cannot be evaluated: {str(e).splitlines()[0]}") from None
-    finally: con.close()
-    got = pd.Series(np.ma.filled(got.astype(float), np.nan), index=df.index)
-    if card.task == "binary" and (odd := sorted(set(got.dropna().unique()) - {0.0, 1.0})[:3]):
-        raise DataError(f"{where}: target.expr '{card.target.expr}' must be true or false for a binary task, it gave {odd}")
-    return got
+    expression = card.target.expr
+    try: values = _evaluate(df, expression)
+    except duckdb.Error as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{where}: target.expr '{expression}' cannot be evaluated: {reason}") from None
+    if card.task != "binary": return values
+    unexpected = sorted(set(values.dropna().unique()) - {0.0, 1.0})[:3]
+    if not unexpected: return values
+    raise DataError(f"{where}: target.expr '{expression}' must be true or false for a binary task, "
+                    f"it gave {unexpected}")
 
-# %% ../../nbs/data/03_prepare.ipynb #d48d2d4d
-def row_schema(
-    card:Card, # The card
-): # What every kept row must satisfy: a `pandera.pandas.DataFrameSchema`
-    "The card's demands on single rows, as a pandera schema"
-    import pandera.pandas as pa
-    finite = pa.Check(lambda s: ~np.isinf(s), error="infinite")
-    cols = {c: pa.Column(float, finite, nullable=True) for c in [*card.numeric, card.target.name]}
-    cols[card.id] = pa.Column(nullable=False, unique=True, report_duplicates="exclude_first")
-    if card.time: cols[card.time] = pa.Column(nullable=False)
-    return pa.DataFrameSchema(cols)
-
-# %% ../../nbs/data/03_prepare.ipynb #a7798782
-def _needed(df, card, where):
-    "Raise `MissingColumn` unless every column that the card needs is there"
-    have = set(df.columns)
-    need = {card.id, card.time, *card.features} - {None}
-    gone = {c for c in need if c not in have}
-    gone |= {p.column for k, p in card.protected.items() if not {p.column, k} & have}
-    if gone: raise MissingColumn(sorted(gone), list(map(str, df.columns)), where)
-
-# %% ../../nbs/data/03_prepare.ipynb #715573a1
+# %% ../../nbs/data/03_prepare.ipynb #4a85ec8c
 def _target(df, card, labelled, where):
-    if card.target.name in df and labelled: raise DataError(f"{where}: target.name '{card.target.name}' is a column of the file; give the target a name of its own in the card")
-    if card.target.name in df: return parse_numbers(df[card.target.name], card.target.name, where)[0]
+    "The target: as it is in the rows, or computed from them; NaN where it cannot be and need not be"
+    name = card.target.name
+    if name in df and labelled:
+        raise DataError(f"{where}: target.name '{name}' is a column of the file; "
+                        "give the target a name of its own in the card")
+    if name in df: return parse_numbers(df[name], name, where)[0]
     try: return target_values(df, card, where)
     except DataError:
         if labelled: raise
         return pd.Series(np.nan, index=df.index)
 
-# %% ../../nbs/data/03_prepare.ipynb #c130d155
-def _reasons(rows, card):
-    "Reason for refusal of each bad row, by index"
+# %% ../../nbs/data/03_prepare.ipynb #9a044a38
+def row_schema(
+    card:Card, # The card
+): # What every accepted row must satisfy: a `pandera.pandas.DataFrameSchema`
+    "The card's requirements on single rows, as a pandera schema"
+    import pandera.pandas as pa
+    finite = pa.Check(lambda values: ~np.isinf(values), error="infinite")
+    columns = {name: pa.Column(float, finite, nullable=True) for name in [*card.numeric, card.target.name]}
+    columns[card.id] = pa.Column(nullable=False, unique=True, report_duplicates="exclude_first")
+    if card.time: columns[card.time] = pa.Column(nullable=False)
+    return pa.DataFrameSchema(columns)
+
+# %% ../../nbs/data/03_prepare.ipynb #65e97020
+def _schema_reasons(rows, card):
+    "Reason for refusal of each row that breaks the schema, by index"
     from pandera.errors import SchemaErrors
     try:
         row_schema(card).validate(rows, lazy=True)
         return pd.Series(dtype="str")
-    except SchemaErrors as e:
-        f = e.failure_cases.dropna(subset=["index"])
-        what = f.check.astype(str).replace({"not_nullable": "missing", "field_uniqueness": "seen before"})
-        return (f.column.astype(str) + ": " + what).groupby(f["index"]).agg(lambda s: "; ".join(sorted(set(s))))
+    except SchemaErrors as error:
+        failures = error.failure_cases.dropna(subset=["index"])
+    faults = failures.check.astype(str).replace({"not_nullable": "missing", "field_uniqueness": "seen before"})
+    reasons = failures.column.astype(str) + ": " + faults
+    return reasons.groupby(failures["index"]).agg(lambda texts: "; ".join(sorted(set(texts))))
 
-# %% ../../nbs/data/03_prepare.ipynb #ce948725
+# %% ../../nbs/data/03_prepare.ipynb #2268d21f
+def _refusals(rows, unreadable, card):
+    "Reason for refusal of each bad row, by index: what the schema found, then values that could not be read"
+    reasons = _schema_reasons(rows, card)
+    for name, bad in unreadable.items():
+        fault = f"{name}: not a {'date' if name == card.time else 'number'}"
+        for index in bad.index[bad]:
+            earlier = reasons.get(index)
+            reasons[index] = f"{earlier}; {fault}" if earlier else fault
+    return reasons
+
+# %% ../../nbs/data/03_prepare.ipynb #8dab77c3
+def _need_card_columns(df, card, where):
+    "Raise `MissingColumn` unless every column that the card needs is there"
+    have = set(df.columns)
+    needed = {card.id, card.time, *card.features} - {None}
+    missing = needed - have
+    for name, attribute in card.protected.items():
+        if not {attribute.column, name} & have: missing.add(attribute.column)
+    if missing: raise MissingColumn(sorted(missing), df.columns, where)
+
+# %% ../../nbs/data/03_prepare.ipynb #13308bf8
+def _typed_columns(df, card, where):
+    "The card's columns in its types, and for each column that was parsed a mask of values that do not fit"
+    columns, unreadable = {card.id: df[card.id]}, {}
+    if card.time: columns[card.time], unreadable[card.time] = parse_times(df[card.time], card.time, where)
+    for name in card.numeric: columns[name], unreadable[name] = parse_numbers(df[name], name, where)
+    for name in card.categorical: columns[name] = as_category(df[name])
+    for name, attribute in card.protected.items(): columns[name] = groups(df, name, attribute)
+    return columns, unreadable
+
+# %% ../../nbs/data/03_prepare.ipynb #936cad00
 def prepare(
     df:pd.DataFrame, # Raw rows
     card:Card, # Their card
     labelled:bool=False, # Must the target be computable?
     where:str="data", # What to call the rows in an error
-)->tuple[pd.DataFrame, pd.DataFrame]: # Rows with id, time, features, protected attributes and target; refused rows with `reason`
-    "Check raw rows against the card; nothing is dropped in silence"
-    _needed(df, card, where)
+)->tuple[pd.DataFrame, pd.DataFrame]: # Rows with the card's columns and the target; refused rows with `reason`
+    "Check raw rows against the card: id, time, features, protected attributes, target; nothing is dropped silently"
+    _need_card_columns(df, card, where)
     df = df.reset_index(drop=True)
-    rows, notes = {card.id: df[card.id]}, {}
-    if card.time: rows[card.time], notes[card.time] = parse_times(df[card.time], card.time, where)
-    for c in card.numeric: rows[c], notes[c] = parse_numbers(df[c], c, where)
-    for c in card.categorical: rows[c] = as_category(df[c])
-    for k, p in card.protected.items(): rows[k] = groups(df, k, p)
-    rows[card.target.name] = _target(df, card, labelled, where)
-    rows = pd.DataFrame(rows)
-    why = _reasons(rows, card)
-    for c, bad in notes.items():
-        for i in bad.index[bad]: why[i] = "; ".join(filter(None, [why.get(i), f"{c}: not a {'date' if c == card.time else 'number'}"]))
-    return rows.drop(index=why.index).reset_index(drop=True), df.loc[why.index].assign(reason=why)
+    columns, unreadable = _typed_columns(df, card, where)
+    columns[card.target.name] = _target(df, card, labelled, where)
+    rows = pd.DataFrame(columns)
+    reasons = _refusals(rows, unreadable, card)
+    return rows.drop(index=reasons.index).reset_index(drop=True), df.loc[reasons.index].assign(reason=reasons)

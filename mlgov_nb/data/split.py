@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEASONS', 'Window', 'content_hash', 'describe', 'split', 'same_season']
 
-# %% ../../nbs/data/04_split.ipynb #da4c93e6
+# %% ../../nbs/data/04_split.ipynb #e2f30654
 import hashlib
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from .card import Card
-from .read import DataError, MissingColumn
+from .read import DataError, end_of_day, need_columns
 
-# %% ../../nbs/data/04_split.ipynb #07cdd93c
+# %% ../../nbs/data/04_split.ipynb #130129b1
 @dataclass(frozen=True)
 class Window:
     "A named stretch of rows: what it is, not the rows themselves"
@@ -26,48 +26,73 @@ class Window:
     labelled: int
     sha256: str         # of the content, whatever the file format
 
-# %% ../../nbs/data/04_split.ipynb #30b04bf6
+# %% ../../nbs/data/04_split.ipynb #854d8b0b
 def content_hash(
     df:pd.DataFrame, # Rows
 )->str: # First 16 hex digits of a SHA-256
     "Hash of columns, types and values; the same rows give the same hash from any file format"
-    h = hashlib.sha256(",".join(f"{c}:{t}" for c, t in df.dtypes.astype(str).items()).encode())
-    h.update(pd.util.hash_pandas_object(df, index=False).to_numpy().tobytes())
-    return h.hexdigest()[:16]
+    types = ",".join(f"{name}:{dtype}" for name, dtype in df.dtypes.astype(str).items())
+    digest = hashlib.sha256(types.encode())
+    digest.update(pd.util.hash_pandas_object(df, index=False).to_numpy().tobytes())
+    return digest.hexdigest()[:16]
 
-# %% ../../nbs/data/04_split.ipynb #ea67e5a0
+# %% ../../nbs/data/04_split.ipynb #d97f0654
 def describe(
     df:pd.DataFrame, # Prepared rows
     card:Card, # Their card
     name:str, # The window's name
 )->Window: # Name, span, counts, content hash
     "Describe a window"
-    t = df[card.time] if card.time else None
-    span = (str(t.min()), str(t.max())) if t is not None and len(df) else (None, None)
-    return Window(name, *span, len(df), int(df[card.target.name].notna().sum()), content_hash(df))
+    start = end = None
+    if card.time and len(df):
+        times = df[card.time]
+        start, end = str(times.min()), str(times.max())
+    labelled = int(df[card.target.name].notna().sum())
+    return Window(name, start, end, len(df), labelled, content_hash(df))
 
-# %% ../../nbs/data/04_split.ipynb #b1b74318
-def _bound(v, col, card, last=False):
-    "A bound of the card in the column's type; a day that ends a stretch is whole"
+# %% ../../nbs/data/04_split.ipynb #72d62692
+def _bound(value, times, card, last=False):
+    "A bound of the card in the type of the time column; a date that ends a stretch means the whole day"
     try:
-        if not pd.api.types.is_datetime64_any_dtype(col): return float(v)
-        t = pd.Timestamp(str(v))
-        return t + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1) if last and len(str(v)) <= 10 else t
-    except (ValueError, TypeError): raise DataError(f"card {card.name}: split: {v!r} cannot be compared with {card.time} (for example {col.iloc[0]!r})") from None
+        if not pd.api.types.is_datetime64_any_dtype(times): return float(value)
+        moment = pd.Timestamp(str(value))
+        return end_of_day(moment) if last and len(str(value)) <= 10 else moment
+    except (ValueError, TypeError):
+        raise DataError(f"card {card.name}: split: {value!r} cannot be compared with {card.time} "
+                        f"(for example {times.iloc[0]!r})") from None
 
-# %% ../../nbs/data/04_split.ipynb #83c64c44
-def _between(col, lo, hi, card):
-    return (col >= _bound(lo, col, card)) & (col <= _bound(hi, col, card, last=True))
+# %% ../../nbs/data/04_split.ipynb #76dc6f5d
+def _between(times, bounds, card):
+    "Mask of the rows from the first to the last time, both included"
+    first, last = bounds
+    return (times >= _bound(first, times, card)) & (times <= _bound(last, times, card, last=True))
 
-# %% ../../nbs/data/04_split.ipynb #20070a30
+# %% ../../nbs/data/04_split.ipynb #62bc75ec
 def _check_apart(masks, card):
     "No row may be in two parts: a window that overlaps training is leakage"
     names = list(masks)
-    for i, a in enumerate(names):
-        for b in names[i + 1:]:
-            if n := int((masks[a] & masks[b]).sum()): raise DataError(f"card {card.name}: split: {a} and {b} share {n:,} rows; windows must not overlap each other or the training period")
+    for position, one in enumerate(names):
+        for other in names[position + 1:]:
+            shared = int((masks[one] & masks[other]).sum())
+            if shared:
+                raise DataError(f"card {card.name}: split: {one} and {other} share {shared:,} rows; "
+                                "windows must not overlap each other or the training period")
 
-# %% ../../nbs/data/04_split.ipynb #3fcbb208
+# %% ../../nbs/data/04_split.ipynb #d50702b0
+def _cut_by_time(rows, card):
+    "Mask of the training period, and the rows of each window"
+    times = rows[card.time]
+    past = times <= _bound(card.split.train_until, times, card, last=True)
+    masks = {name: _between(times, bounds, card) for name, bounds in card.split.windows.items()}
+    _check_apart({"the training period": past, **masks}, card)
+    windows = {name: rows[mask] for name, mask in masks.items()}
+    for name, window in windows.items():
+        if window.empty:
+            raise DataError(f"card {card.name}: window '{name}' {list(card.split.windows[name])} has no rows; "
+                            f"{card.time} runs from {times.min()} to {times.max()}")
+    return past, windows
+
+# %% ../../nbs/data/04_split.ipynb #4cd751f3
 def _hold_out(df, card, share, seed):
     "Mask of a seeded random `share` of the rows, independent of their order"
     order = df[card.id].astype(str).sort_values(kind="stable").index
@@ -75,51 +100,58 @@ def _hold_out(df, card, share, seed):
     mask[order[np.random.default_rng(seed).random(len(df)) < share]] = True
     return mask
 
-# %% ../../nbs/data/04_split.ipynb #ab0a5792
+# %% ../../nbs/data/04_split.ipynb #87770139
+def _check_trainable(df, card, part):
+    "A model and an audit need labels, and labels of both classes"
+    y = df[card.target.name].dropna()
+    if y.empty: raise DataError(f"card {card.name}: the {part} rows have no label (target '{card.target.expr}')")
+    if y.nunique() < 2:
+        raise DataError(f"card {card.name}: the target '{card.target.expr}' has one class ({y.iloc[0]:g}) "
+                        f"in the {part} rows; a model needs both")
+
+# %% ../../nbs/data/04_split.ipynb #b92846db
 def split(
     rows:pd.DataFrame, # Prepared rows
     card:Card, # Their card
     seed:int, # For the held-out part
 )->dict[str, pd.DataFrame]: # 'train', 'reference' and one entry per window, in time order
-    "Split prepared rows into train, reference and windows; `DataError` for a part without rows or a target with one class"
+    "Split prepared rows into train, reference and windows; `DataError` for a part without rows or with one class"
     if card.time:
-        t = rows[card.time]
-        past = t <= _bound(card.split.train_until, t, card, last=True)
-        masks = {k: _between(t, lo, hi, card) for k, (lo, hi) in card.split.windows.items()}
-        _check_apart({"the training period": past, **masks}, card)
-        parts = {k: rows[m] for k, m in masks.items()}
-        for k, v in parts.items():
-            if v.empty: raise DataError(f"card {card.name}: window '{k}' {list(card.split.windows[k])} has no rows; {card.time} runs from {t.min()} to {t.max()}")
+        past, windows = _cut_by_time(rows, card)
     else:
         past = ~_hold_out(rows, card, card.split.holdout, seed + 1)
-        parts = {"holdout": rows[~past]}
-    old = rows[past]
-    held = _hold_out(old, card, card.split.reference, seed)
-    out = {"train": old[~held], "reference": old[held], **parts}
-    for k in ("train", "reference"): _trainable(out[k], card, k)
-    return {k: v.reset_index(drop=True) for k, v in out.items()}
+        windows = {"holdout": rows[~past]}
+    training = rows[past]
+    held_out = _hold_out(training, card, card.split.reference, seed)
+    parts = {"train": training[~held_out], "reference": training[held_out], **windows}
+    for name in ("train", "reference"): _check_trainable(parts[name], card, name)
+    return {name: part.reset_index(drop=True) for name, part in parts.items()}
 
-# %% ../../nbs/data/04_split.ipynb #23f1fad2
-def _trainable(df, card, part):
-    y = df[card.target.name].dropna()
-    if y.empty: raise DataError(f"card {card.name}: the {part} rows have no label (target '{card.target.expr}')")
-    if y.nunique() < 2: raise DataError(f"card {card.name}: the target '{card.target.expr}' has one class ({y.iloc[0]:g}) in the {part} rows; a model needs both")
+# %% ../../nbs/data/04_split.ipynb #98c93810
+SEASONS = ("month", "quarter", "weekday")
 
-# %% ../../nbs/data/04_split.ipynb #bc33d244
-SEASONS = dict(month=lambda t: t.dt.month, quarter=lambda t: t.dt.quarter, weekday=lambda t: t.dt.weekday)
+# %% ../../nbs/data/04_split.ipynb #f07cc296
+def _check_season(old, new, time, by):
+    "`DataError` unless both frames have dates and the season is known"
+    for rows in (old, new):
+        if time: need_columns([time], rows, "the rows to match by season")
+    if by not in SEASONS: raise DataError(f"no season '{by}'; there are {', '.join(SEASONS)}")
+    if time and all(pd.api.types.is_datetime64_any_dtype(rows[time]) for rows in (old, new)): return
+    found = "the card names none"
+    if time and len(old): found = f"'{time}' holds {old[time].dtype}, for example {old[time].iloc[0]!r}"
+    raise DataError(f"the same {by} needs a time column of dates; {found}")
 
+# %% ../../nbs/data/04_split.ipynb #c2357049
 def same_season(
     old:pd.DataFrame, # Reference rows
     new:pd.DataFrame, # Rows of a window
     time:str|None, # The time column
     by:str, # 'month', 'quarter' or 'weekday'
 )->pd.DataFrame: # Reference rows of the seasons that the window has
-    "The calendar-matched part of a reference; `DataError` when time is no date, or the reference has no such season"
-    for d in (old, new):
-        if time and time not in d: raise MissingColumn([time], list(map(str, d.columns)), "the rows to match by season")
-    if by not in SEASONS: raise DataError(f"no season '{by}'; there are {', '.join(SEASONS)}")
-    if not time or any(not pd.api.types.is_datetime64_any_dtype(d[time]) for d in (old, new)): raise DataError(f"the same {by} needs a time column of dates; " + (f"'{time}' holds {old[time].dtype}, for example {old[time].iloc[0]!r}" if time and len(old) else "the card names none"))
-    season = SEASONS[by]
-    got = old[season(old[time]).isin(season(new[time]).unique())]
-    if got.empty: raise DataError(f"the reference has no row of the same {by} as the window ({', '.join(map(str, sorted(season(new[time]).unique())))})")
-    return got
+    "The calendar-matched part of a reference; `DataError` without dates, or when the reference has no such season"
+    _check_season(old, new, time, by)
+    seasons = getattr(new[time].dt, by).unique()
+    matched = old[getattr(old[time].dt, by).isin(seasons)]
+    if not matched.empty: return matched
+    wanted = ", ".join(map(str, sorted(seasons)))
+    raise DataError(f"the reference has no row of the same {by} as the window ({wanted})")

@@ -5,130 +5,227 @@
 # %% auto #0
 __all__ = ['MAX_BINS', 'MAX_VALUES', 'MAX_LEVELS', 'MAX_DISTINCT', 'HUGE', 'edges', 'learn_bins', 'choose_bins']
 
-# %% ../../nbs/profile/03_bins.ipynb #476b8e46
+# %% ../../nbs/profile/03_bins.ipynb #473ccdcd
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from fastcore.basics import patch
 
 from .column import Column, Profile
 from .source import as_numbers, category_counts, kinds_of, read_batches, reading
 
-# %% ../../nbs/profile/03_bins.ipynb #6d8c2708
-MAX_BINS, MAX_VALUES, MAX_LEVELS, MAX_DISTINCT, HUGE = 250, 254, 1_000, 50_000, 1e150
+# %% ../../nbs/profile/03_bins.ipynb #851094aa
+MAX_BINS = 250            # of a column of numbers
+MAX_VALUES = 254          # with at most as many distinct values, each has a bin
+MAX_LEVELS = 1_000        # categories with a bin
+MAX_DISTINCT = 50_000     # with more categories, a column is an identifier or free text
+HUGE = 1e150              # larger numbers count as infinite: their square has no floating-point number
 
-# %% ../../nbs/profile/03_bins.ipynb #05268549
-def _hash(i):
+# %% ../../nbs/profile/03_bins.ipynb #20f97dd5
+def edges(
+    v:np.ndarray, # Finite values
+)->tuple[list[float], bool]: # Inner edges; is there one bin per value?
+    "Quantiles that cut the values into at most 250 bins, every decile among them; or one bin per value"
+    ordered = np.sort(v)
+    distinct = ordered[np.r_[True, ordered[1:] != ordered[:-1]]] if len(ordered) else ordered
+    if len(distinct) <= MAX_VALUES: return distinct[1:].tolist(), True
+    positions = -(-np.arange(1, MAX_BINS) * (len(ordered) - 1) // MAX_BINS)    # at or above each quantile
+    quantiles = np.unique(ordered[positions])
+    return quantiles[quantiles > ordered[0]].tolist(), False
+
+# %% ../../nbs/profile/03_bins.ipynb #13c6319d
+def _is_ordinary(values):
+    "Mask of the values that are finite and not too large to square"
+    return np.abs(values) <= HUGE
+
+# %% ../../nbs/profile/03_bins.ipynb #06bb720b
+def _number_column(kind, values, low, high, rows):
+    "Bins of a column of numbers, from a sample of its values and the range of all"
+    values = values[_is_ordinary(values)]
+    if not len(values): return Column(kind, (), (0,) * 5)
+    inner, each = edges(values)
+    complete = len(values) == rows or (low >= values.min() and high <= values.max())
+    return Column(kind, tuple(inner), (0,) * (len(inner) + 6), low, high, centre=float(np.median(values)),
+                  each=each and complete, sums=(0,) * (len(inner) + 3))
+
+# %% ../../nbs/profile/03_bins.ipynb #c49ff77e
+def _most_frequent(counts):
+    "The categories with a bin, in alphabetical order"
+    if len(counts) <= MAX_LEVELS: return sorted(counts)
+    by_rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return sorted(name for name, _ in by_rows[:MAX_LEVELS])
+
+# %% ../../nbs/profile/03_bins.ipynb #414e5b97
+def _category_column(counts, too_many):
+    "Bins of a column of categories, from the rows of each"
+    if too_many:
+        reason = f"more than {MAX_DISTINCT:,} categories: an identifier or free text"
+        return Column("uncounted", (), (0, 0), why=reason)
+    names = _most_frequent(counts)
+    return Column("categorical", tuple(names), (0,) * (len(names) + 2), partial=len(counts) > MAX_LEVELS)
+
+# %% ../../nbs/profile/03_bins.ipynb #e9bbdaa6
+def _hash(row_numbers):
     "SplitMix64 of row numbers (Steele, Lea and Flood 2014): a fixed random order"
     with np.errstate(over="ignore"):
-        z = (i + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (row_numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
 
-# %% ../../nbs/profile/03_bins.ipynb #bafa9205
+# %% ../../nbs/profile/03_bins.ipynb #ca351654
 class _Sample:
     "The rows with the smallest hashes, at most `size`"
-    def __init__(self, columns): self.columns, self.size, self.keys, self.rows, self.top = columns, max(4_096, min(1 << 17, (1 << 24) // max(len(columns), 1))), [], [], np.uint64(2**64 - 1)
+    def __init__(self, columns):
+        self.columns = columns
+        self.size = max(4_096, min(1 << 17, (1 << 24) // max(len(columns), 1)))
+        self.keys = []                      # hashes, one array per piece
+        self.rows = []                      # values, one array (columns by rows) per piece
+        self.top = np.uint64(2**64 - 1)     # a row with a larger hash is not in the sample
 
-    def add(self, file, start, values):
-        if not values: return
-        n = len(next(iter(values.values())))
-        key = _hash(np.arange(start, start + n, dtype=np.uint64) + np.uint64(file << 40))
-        keep = key <= self.top
-        if keep.all(): keep = slice(None)
-        self.keys.append(key[keep]); self.rows.append(np.array([values[c][keep] for c in self.columns]))
-        if sum(map(len, self.keys)) > 2 * self.size: self.shrink()
+# %% ../../nbs/profile/03_bins.ipynb #7cd49159
+@patch
+def shrink(self:_Sample):
+    "Make one piece of all, and keep the smallest hashes"
+    if not (self.keys and self.columns): return
+    keys, rows = np.concatenate(self.keys), np.concatenate(self.rows, axis=1)
+    if len(keys) > self.size:
+        smallest = np.argpartition(keys, self.size)[:self.size]
+        keys, rows = keys[smallest], rows[:, smallest]
+        self.top = keys.max()
+    self.keys, self.rows = [keys], [rows]
 
-    def shrink(self):
-        if not (self.keys and self.columns): return
-        key, rows = np.concatenate(self.keys), np.concatenate(self.rows, axis=1)
-        if len(key) > self.size:
-            near = np.argpartition(key, self.size)[:self.size]
-            key, rows = key[near], rows[:, near]
-            self.top = key.max()
-        self.keys, self.rows = [key], [rows]
+# %% ../../nbs/profile/03_bins.ipynb #60c240ea
+@patch
+def add(self:_Sample,
+        file:int, # Number of the file
+        start:int, # Number of the first row
+        values:dict[str, np.ndarray], # Column: its values in this piece
+       ):
+    "Add the rows of a piece"
+    if not values: return
+    count = len(next(iter(values.values())))
+    keys = _hash(np.arange(start, start + count, dtype=np.uint64) + np.uint64(file << 40))
+    keep = keys <= self.top
+    if keep.all(): keep = slice(None)
+    self.keys.append(keys[keep])
+    self.rows.append(np.array([values[name][keep] for name in self.columns]))
+    if sum(map(len, self.keys)) > 2 * self.size: self.shrink()
 
-    def merge(self, other): self.keys += other.keys; self.rows += other.rows; self.shrink(); return self
+# %% ../../nbs/profile/03_bins.ipynb #6ea24da1
+@patch
+def merge(self:_Sample,
+          other:_Sample, # A sample of other rows
+         ):
+    "Add the rows of another sample"
+    self.keys += other.keys
+    self.rows += other.rows
+    self.shrink()
 
-# %% ../../nbs/profile/03_bins.ipynb #0bb3d6b3
-def edges(
-    v:np.ndarray, # Finite values
-)->tuple[list[float], bool]: # Inner edges; is there one bin per value?
-    "Quantiles that cut the values into at most 250 bins, every decile among them; one bin per value where there are few"
-    v = np.sort(v)
-    one = v[np.r_[True, v[1:] != v[:-1]]] if len(v) else v
-    if len(one) <= MAX_VALUES: return one[1:].tolist(), True
-    at = -(-np.arange(1, MAX_BINS) * (len(v) - 1) // MAX_BINS)          # the order statistic at or above each quantile
-    e = np.unique(v[at])
-    return e[e > v[0]].tolist(), False
-
-# %% ../../nbs/profile/03_bins.ipynb #359d5d58
-def _number_column(kind, v, low, high, n):
-    v = v[np.abs(v) <= HUGE]
-    if not len(v): return Column(kind, (), (0,) * 5)
-    e, each = edges(v)
-    each = each and (len(v) == n or low >= v.min() and high <= v.max())
-    return Column(kind, tuple(e), (0,) * (len(e) + 6), low, high, float(np.median(v)), each, sums=(0,) * (len(e) + 3))
-
-# %% ../../nbs/profile/03_bins.ipynb #23531533
-def _category_column(counts, over):
-    if over: return Column("uncounted", (), (0, 0), why=f"more than {MAX_DISTINCT:,} categories: an identifier or free text")
-    keep = sorted(counts) if len(counts) <= MAX_LEVELS else sorted(k for k, _ in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))[:MAX_LEVELS])
-    return Column("categorical", tuple(keep), (0,) * (len(keep) + 2), partial=len(counts) > MAX_LEVELS)
-
-# %% ../../nbs/profile/03_bins.ipynb #edd46f27
+# %% ../../nbs/profile/03_bins.ipynb #292da323
 class _Learner:
     "What the bins are chosen from; adding and merging give the same in any order"
     def __init__(self, kinds):
-        self.kinds, self.numbers = kinds, [c for c, k in kinds.items() if k != "categorical"]
-        self.sample, self.rows = _Sample(self.numbers), 0
-        self.ends = {c: (np.inf, -np.inf) for c in self.numbers}
-        self.seen = {c: Counter() for c, k in kinds.items() if k == "categorical"}
-        self.over = set()
+        self.kinds = kinds
+        self.numbers = [name for name, kind in kinds.items() if kind != "categorical"]
+        self.sample = _Sample(self.numbers)
+        self.rows = 0
+        self.ranges = {name: (np.inf, -np.inf) for name in self.numbers}
+        self.categories = {name: Counter() for name, kind in kinds.items() if kind == "categorical"}
+        self.too_many = set()               # columns with more than MAX_DISTINCT categories
 
-    def add(self, where, file, start, arrays, pool):
-        values = dict(zip(self.numbers, pool.map(lambda c: reading(where, c, as_numbers, arrays[c], self.kinds[c], c, where), self.numbers)))
-        self.sample.add(file, start, values)
-        for c, (lo, hi) in zip(self.numbers, pool.map(_range, values.values())): self.ends[c] = (min(self.ends[c][0], lo), max(self.ends[c][1], hi))
-        for c, (names, n, _) in zip(self.seen, pool.map(lambda c: reading(where, c, category_counts, arrays[c]), [c for c in self.seen])): self._count(c, zip(names, n.tolist()))
-        self.rows += len(next(iter(arrays.values())))
+# %% ../../nbs/profile/03_bins.ipynb #ebf84fba
+def _range(values):
+    "Smallest and largest of the ordinary values; infinities the wrong way where there is none"
+    ordinary = values[_is_ordinary(values)]
+    return (float(ordinary.min()), float(ordinary.max())) if len(ordinary) else (np.inf, -np.inf)
 
-    def _count(self, c, n):
-        if c in self.over: return
-        seen = self.seen[c]
-        for k, v in n: seen[k] += v
-        if len(seen) > MAX_DISTINCT: self.over.add(c); seen.clear()
+# %% ../../nbs/profile/03_bins.ipynb #4e2df5a4
+@patch
+def _widen(self:_Learner, name, low, high):
+    "Take a range into that of a column"
+    lowest, highest = self.ranges[name]
+    self.ranges[name] = (min(lowest, low), max(highest, high))
 
-    def merge(self, other):
-        self.sample.merge(other.sample); self.rows += other.rows; self.over |= other.over
-        for c, (lo, hi) in other.ends.items(): self.ends[c] = (min(self.ends[c][0], lo), max(self.ends[c][1], hi))
-        for c, n in other.seen.items(): self._count(c, n.items())
-        return self
+# %% ../../nbs/profile/03_bins.ipynb #70038b3e
+@patch
+def _count(self:_Learner, name, counts):
+    "Add the rows of each category of a column; stop counting where there are too many"
+    if name in self.too_many: return
+    categories = self.categories[name]
+    for category, count in counts: categories[category] += count
+    if len(categories) > MAX_DISTINCT:
+        self.too_many.add(name)
+        categories.clear()
 
-    def bins(self):
-        self.sample.shrink()
-        rows = dict(zip(self.numbers, self.sample.rows[0])) if self.sample.rows else {}
-        return {c: _category_column(self.seen[c], c in self.over) if k == "categorical" else _number_column(k, rows.get(c, np.empty(0)), *self.ends[c], self.rows) for c, k in self.kinds.items()}
+# %% ../../nbs/profile/03_bins.ipynb #e46106bb
+@patch
+def add(self:_Learner,
+        where:str, # What to call the rows in an error
+        file:int, # Number of the file
+        start:int, # Number of the first row
+        arrays:dict, # Column: its values in this piece
+        pool:ThreadPoolExecutor, # Columns are read on all cores
+       ):
+    "Learn from a piece of the reference"
+    def numbers_of(name): return reading(where, name, as_numbers, arrays[name], self.kinds[name], name, where)
+    def categories_of(name): return reading(where, name, category_counts, arrays[name])
+    values = dict(zip(self.numbers, pool.map(numbers_of, self.numbers)))
+    self.sample.add(file, start, values)
+    for name, (low, high) in zip(self.numbers, pool.map(_range, values.values())): self._widen(name, low, high)
+    for name, (categories, counts, _) in zip(self.categories, pool.map(categories_of, list(self.categories))):
+        self._count(name, zip(categories, counts.tolist()))
+    self.rows += len(next(iter(arrays.values())))
 
-# %% ../../nbs/profile/03_bins.ipynb #095a08d0
-def _range(v):
-    ok = v[np.abs(v) <= HUGE]
-    return (float(ok.min()), float(ok.max())) if len(ok) else (np.inf, -np.inf)
+# %% ../../nbs/profile/03_bins.ipynb #6419f805
+@patch
+def merge(self:_Learner,
+          other:_Learner, # Of other files
+         )->_Learner: # This one
+    "Take over what another learner has seen"
+    self.sample.merge(other.sample)
+    self.rows += other.rows
+    self.too_many |= other.too_many
+    for name, (low, high) in other.ranges.items(): self._widen(name, low, high)
+    for name, categories in other.categories.items(): self._count(name, categories.items())
+    return self
 
-# %% ../../nbs/profile/03_bins.ipynb #2bffaba2
-def learn_bins(source, kinds, file=0):
+# %% ../../nbs/profile/03_bins.ipynb #f78d7b79
+@patch
+def _column(self:_Learner, name, sample):
+    "Bins of one column"
+    kind = self.kinds[name]
+    if kind == "categorical": return _category_column(self.categories[name], name in self.too_many)
+    low, high = self.ranges[name]
+    return _number_column(kind, sample.get(name, np.empty(0)), low, high, self.rows)
+
+# %% ../../nbs/profile/03_bins.ipynb #1904b901
+@patch
+def bins(self:_Learner)->Profile: # Nothing counted yet
+    "The bins"
+    self.sample.shrink()
+    sample = dict(zip(self.numbers, self.sample.rows[0])) if self.sample.rows else {}
+    return {name: self._column(name, sample) for name in self.kinds}
+
+# %% ../../nbs/profile/03_bins.ipynb #75574a84
+def learn_bins(
+    source, # A file, several files, an Arrow table or a frame
+    kinds:dict[str, str], # Column: 'numeric', 'time' or 'categorical'
+    file:int=0, # Number of the first file
+)->_Learner: # Whose `bins` are the bins
+    "Read a reference, or a part of it"
     learner = _Learner(kinds)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for where, i, at, arrays in read_batches(source, list(kinds), kinds): learner.add(where, file + i, at, arrays, pool)
+        for where, number, start, arrays in read_batches(source, list(kinds), kinds):
+            learner.add(where, file + number, start, arrays, pool)
     return learner
 
-# %% ../../nbs/profile/03_bins.ipynb #5f41b96a
+# %% ../../nbs/profile/03_bins.ipynb #37357ecb
 def choose_bins(
     source, # The reference: a file, several files, an Arrow table or a frame
     kinds:dict[str, str]|None=None, # Column: 'numeric', 'time' or 'categorical'; by the types where None
 )->Profile: # Bins, nothing counted yet
     "Choose bins from the reference"
-    kinds = kinds or kinds_of(source)
-    return learn_bins(source, kinds).bins()
+    return learn_bins(source, kinds or kinds_of(source)).bins()

@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['Profile', 'Column', 'moments', 'bin_means', 'labels', 'ProfileMismatch', 'check_bins', 'merge']
 
-# %% ../../nbs/profile/02_column.ipynb #c14fabf0
+# %% ../../nbs/profile/02_column.ipynb #19ec34f7
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 import numpy as np
+from fastcore.basics import patch
 
 from .exact_sums import UNIT
 from ..settings import MlgovError
 
-# %% ../../nbs/profile/02_column.ipynb #32ef225e
+# %% ../../nbs/profile/02_column.ipynb #702f756c
 @dataclass(frozen=True)
 class Column:
     "How a column is cut, and how many rows fall in each bin"
     kind: str                     # 'numeric', 'time', 'categorical', or 'uncounted'
     bins: tuple                   # inner edges (a bin holds its lower edge), or categories
-    counts: tuple[int, ...]       # numeric: below, the bins, above, -inf, +inf, missing; categorical: the bins, (other), missing
+    counts: tuple[int, ...]       # rows in each bin, and in those before and after
     low: float | None = None      # the reference's range
     high: float | None = None
     centre: float = 0.0           # squares are taken around it
@@ -28,25 +29,32 @@ class Column:
     partial: bool = False         # categorical: rare reference categories are among (other)
     sums: tuple[int, ...] = ()    # numeric: exact sum of each bin's values, in units of 2**-1074
     squares: int = 0              # numeric: exact sum of the squared distances to `centre`, in the same units
-    least: float | None = None    # smallest and largest value met
+    least: float | None = None    # smallest and largest value found
     most: float | None = None
     why: str = ""                 # why a column is uncounted
 
-    @property
-    def n(self) -> int: return sum(self.counts)                   # rows
-
-    @property
-    def missing(self) -> int: return self.counts[-1]
-
-    @property
-    def present(self) -> int: return self.n - self.missing        # rows with a value
-
-    def same_bins(self, other) -> bool: return all(getattr(self, k) == getattr(other, k) for k in ("kind", "bins", "low", "high", "centre", "each", "partial"))
-
-# %% ../../nbs/profile/02_column.ipynb #5c5b331b
+# %% ../../nbs/profile/02_column.ipynb #7f9a4922
 Profile = dict[str, Column]
 
-# %% ../../nbs/profile/02_column.ipynb #eaab107b
+# %% ../../nbs/profile/02_column.ipynb #cd53c63d
+@patch(as_prop=True)
+def n(self:Column)->int:
+    "Rows"
+    return sum(self.counts)
+
+# %% ../../nbs/profile/02_column.ipynb #66099467
+@patch(as_prop=True)
+def missing(self:Column)->int:
+    "Rows without a value"
+    return self.counts[-1]
+
+# %% ../../nbs/profile/02_column.ipynb #e5ddb559
+@patch(as_prop=True)
+def present(self:Column)->int:
+    "Rows with a value"
+    return self.n - self.missing
+
+# %% ../../nbs/profile/02_column.ipynb #63b776ac
 def moments(
     c:Column, # A numeric column
 )->tuple[int, float, float]: # Finite values, their mean, their variance (n - 1); NaN where there are too few
@@ -55,21 +63,42 @@ def moments(
     if n == 0: return 0, np.nan, np.nan
     mean = sum(c.sums) / (n << UNIT)
     if n == 1: return 1, mean, np.nan
-    return n, mean, max(0.0, (c.squares / (1 << UNIT) - n * (mean - c.centre) ** 2) / (n - 1))
+    around_centre = c.squares / (1 << UNIT)
+    around_mean = around_centre - n * (mean - c.centre) ** 2
+    return n, mean, max(0.0, around_mean / (n - 1))
 
-# %% ../../nbs/profile/02_column.ipynb #be4c6c9a
+# %% ../../nbs/profile/02_column.ipynb #775090e2
 def bin_means(
     c:Column, # A numeric column
 )->np.ndarray: # One per bin of finite values, NaN where a bin is empty
     "Mean of the values in each bin"
-    return np.array([s / (n << UNIT) if n else np.nan for s, n in zip(c.sums, c.counts)])
+    return np.array([total / (n << UNIT) if n else np.nan for total, n in zip(c.sums, c.counts)])
 
-# %% ../../nbs/profile/02_column.ipynb #73ecc39e
-def _text(x, kind):
-    if kind == "time": return datetime.fromtimestamp(x, timezone.utc).isoformat(sep=" ").removesuffix("+00:00").removesuffix(" 00:00:00")
-    return f"{x:.3g}" if abs(x) < 100 and not float(x).is_integer() else f"{x:,.0f}" if abs(x) < 1e6 and float(x).is_integer() else f"{x:g}"
+# %% ../../nbs/profile/02_column.ipynb #d1e28f94
+def _number_text(number):
+    "A number as a label shows it"
+    whole = float(number).is_integer()
+    if abs(number) < 100 and not whole: return f"{number:.3g}"
+    if abs(number) < 1e6 and whole: return f"{number:,.0f}"
+    return f"{number:g}"
 
-# %% ../../nbs/profile/02_column.ipynb #0c82cbf0
+# %% ../../nbs/profile/02_column.ipynb #87b8dbe3
+def _time_text(seconds):
+    "A time as a label shows it; a midnight is a date"
+    text = datetime.fromtimestamp(seconds, timezone.utc).isoformat(sep=" ")
+    return text.removesuffix("+00:00").removesuffix(" 00:00:00")
+
+# %% ../../nbs/profile/02_column.ipynb #591c4d1c
+def _number_labels(column):
+    "A name for each bin of a column of numbers or times"
+    text = _time_text if column.kind == "time" else _number_text
+    edges = [text(edge) for edge in (column.low, *column.bins)]
+    high = text(column.high)
+    between = [f"{lower} to <{upper}" for lower, upper in zip(edges, edges[1:])]
+    inner = edges if column.each else [*between, f"{edges[-1]} to {high}"]
+    return [f"<{edges[0]}", *inner, f">{high}", "(-inf)", "(inf)", "(missing)"]
+
+# %% ../../nbs/profile/02_column.ipynb #0599c501
 def labels(
     c:Column, # A column
 )->list[str]: # One per entry of `counts`
@@ -77,33 +106,53 @@ def labels(
     if c.kind == "uncounted": return ["(present)", "(missing)"]
     if c.kind == "categorical": return [*c.bins, "(other)" if c.partial else "(unseen)", "(missing)"]
     if c.low is None: return ["any", "(none)", "(-inf)", "(inf)", "(missing)"]
-    e = [_text(x, c.kind) for x in (c.low, *c.bins)]
-    inner = e if c.each else [*(f"{a} to <{b}" for a, b in zip(e, e[1:])), f"{e[-1]} to {_text(c.high, c.kind)}"]
-    return [f"<{e[0]}", *inner, f">{_text(c.high, c.kind)}", "(-inf)", "(inf)", "(missing)"]
+    return _number_labels(c)
 
-# %% ../../nbs/profile/02_column.ipynb #28734450
+# %% ../../nbs/profile/02_column.ipynb #44209381
 class ProfileMismatch(MlgovError):
     "Two profiles that were not made with the same bins"
 
-# %% ../../nbs/profile/02_column.ipynb #44fe48a7
-def _add_columns(x, y):
-    def best(f, a, b): return b if a is None else a if b is None else f(a, b)
-    return replace(x, counts=tuple(map(sum, zip(x.counts, y.counts))), sums=tuple(map(sum, zip(x.sums, y.sums))), squares=x.squares + y.squares, least=best(min, x.least, y.least), most=best(max, x.most, y.most))
+# %% ../../nbs/profile/02_column.ipynb #2ad2de4d
+@patch
+def same_bins(self:Column,
+              other:Column, # A column of another profile
+             )->bool: # Can the two be compared and merged?
+    "Is a column cut in the same way?"
+    cut = ("kind", "bins", "low", "high", "centre", "each", "partial")
+    return all(getattr(self, name) == getattr(other, name) for name in cut)
 
-# %% ../../nbs/profile/02_column.ipynb #a9b62ebf
+# %% ../../nbs/profile/02_column.ipynb #2dfae432
 def check_bins(
     a:Profile, # A profile
     b:Profile, # Another
 ):
     "`ProfileMismatch` unless both have the same columns and bins"
-    if odd := sorted({*a} ^ {*b}): raise ProfileMismatch(f"columns {odd} are in one profile and not in the other")
-    if odd := [k for k in a if not a[k].same_bins(b[k])]: raise ProfileMismatch(f"columns {sorted(odd)} have other bins in the two profiles; make the second with the first's bins (`mlgov profile --like`)")
+    unshared = sorted(set(a) ^ set(b))
+    if unshared: raise ProfileMismatch(f"columns {unshared} are in one profile and not in the other")
+    differing = sorted(name for name in a if not a[name].same_bins(b[name]))
+    if differing:
+        raise ProfileMismatch(f"columns {differing} have other bins in the two profiles; "
+                              "make the second with the first's bins (`mlgov profile --like`)")
 
-# %% ../../nbs/profile/02_column.ipynb #6eafdd8b
+# %% ../../nbs/profile/02_column.ipynb #10165f9d
+def _best(choose, one, other):
+    "The smaller or larger of two values, either of which may be None"
+    if one is None: return other
+    if other is None: return one
+    return choose(one, other)
+
+# %% ../../nbs/profile/02_column.ipynb #662b2368
+def _add_columns(one, other):
+    "The sum of two columns with the same bins"
+    return replace(one, counts=tuple(map(sum, zip(one.counts, other.counts))),
+                   sums=tuple(map(sum, zip(one.sums, other.sums))), squares=one.squares + other.squares,
+                   least=_best(min, one.least, other.least), most=_best(max, one.most, other.most))
+
+# %% ../../nbs/profile/02_column.ipynb #b2cc02c1
 def merge(
     a:Profile, # One profile
     b:Profile, # Another with the same bins
 )->Profile: # Of the rows of both
     "Add up two profiles, exactly; `ProfileMismatch` when their bins differ"
     check_bins(a, b)
-    return {k: _add_columns(c, b[k]) for k, c in a.items()}
+    return {name: _add_columns(column, b[name]) for name, column in a.items()}
