@@ -61,7 +61,7 @@ def test_drift_of_the_survey_stays_quiet_and_finds_a_broken_column(here, years):
     "Survey years hardly differ; a code that is lost and a unit that is wrong are named, with the size and the p-value"
     old, new = pd.concat([years[2015], years[2016]]), years[2018]
     old.to_parquet(here.root/"old.parquet"); new.to_parquet(here.root/"new.parquet")
-    shutil.copytree(ROOT/"data/raw", here.root/"data/raw", ignore=shutil.ignore_patterns("*.parquet")); shutil.copy(ROOT/"params.yaml", here.root)
+    shutil.copytree(ROOT/"data/raw", here.root/"data/raw", ignore=shutil.ignore_patterns("*.parquet")); [shutil.copy(ROOT/name, here.root) for name in ("params.yaml", "policy.yaml")]
     quiet = here.run("mlgov drift old.parquet new.parquet --card acs_employment")
     assert "drift: PASS" in quiet.stdout and "not tested here: combinations" in quiet.stdout
     broken = new.assign(MAR=new.MAR.astype("str").replace("5", "1"), AGEP=np.where(np.arange(len(new)) % 20 == 0, new.AGEP.astype(int) * 12, new.AGEP.astype(int)))

@@ -132,10 +132,10 @@ def test_dvc_has_something_to_say(clone):
 
 
 def test_no_candidate_passes_nothing_is_packaged(clone):
-    clone.edit("params.yaml", r"\{measure: auc, subject: all rows, min: 0\.75\}", "{measure: auc, subject: all rows, min: 0.99}")
+    clone.edit("policy.yaml", r"\{measure: auc, subject: all rows, min: 0\.75\}", "{measure: auc, subject: all rows, min: 0.99}")
     assert "nothing is packaged" in clone.run("dvc repro package").stdout
     assert [f.name for f in (clone.root/"release/served").iterdir()] == ["REFUSED.json"]
     got = clone.run("timeout 60 bentoml serve mlgov_nb.service:Mlgov --port 0", 1)
     assert "No candidate holds the pre-release limits" in got.stdout + got.stderr
-    clone.run("git checkout -q -- params.yaml && dvc repro")
+    clone.run("git checkout -q -- policy.yaml && dvc repro")
     assert (clone.root/"release/served/RELEASE.json").is_file()
