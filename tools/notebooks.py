@@ -1,7 +1,7 @@
 """Keep notebooks and package together.
 
-`python tools/notebooks.py check`: notebooks are clean and the package is what they export (in a copy; nothing is changed).
-`python tools/notebooks.py run [NOTEBOOK ...]`: export, run the named library notebooks (or all) and keep their outputs, clean.
+`python tools/notebooks.py check`: notebooks are clean and the package is what they export (nothing is changed).
+`python tools/notebooks.py run [NOTEBOOK ...]`: export, run these library notebooks (or all), keep their outputs, clean.
 """
 import difflib
 import filecmp
@@ -15,33 +15,48 @@ root = Path(__file__).parents[1]
 
 
 def nbdev(command, where):
-    got = subprocess.run([str(Path(sys.executable).parent/command)], cwd=where, capture_output=True, text=True)
-    if got.returncode: sys.exit(f"{command} failed:\n{got.stdout}{got.stderr}")
+    result = subprocess.run([str(Path(sys.executable).parent/command)], cwd=where, capture_output=True, text=True)
+    if result.returncode: sys.exit(f"{command} failed:\n{result.stdout}{result.stderr}")
 
 
 def files(folder):
-    keep = (p for d in ("nbs", "mlgov_nb") for p in sorted((folder/d).rglob("*")) if p.is_file())
-    return {p.relative_to(folder) for p in keep if "__pycache__" not in p.parts and ".ipynb_checkpoints" not in p.parts}
+    "Notebooks and package, relative to `folder`"
+    found = (path for name in ("nbs", "mlgov_nb") for path in sorted((folder/name).rglob("*")) if path.is_file())
+    made_by_tools = {"__pycache__", ".ipynb_checkpoints"}
+    return {path.relative_to(folder) for path in found if not made_by_tools & set(path.parts)}
 
 
 def library():
     "Every notebook that makes a module; audits are run by the pipeline"
-    return sorted(nb for nb in (root/"nbs").rglob("[0-9]*.ipynb") if nb.parent.name != "audits" and ".ipynb_checkpoints" not in nb.parts)
+    found = (root/"nbs").rglob("[0-9]*.ipynb")
+    return sorted(nb for nb in found if nb.parent.name != "audits" and ".ipynb_checkpoints" not in nb.parts)
+
+
+def same(one, other):
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
+
+
+def show_difference(name, here, exported):
+    "The first lines that differ"
+    texts = [(folder/name).read_text(errors="replace").splitlines() if (folder/name).is_file() else []
+             for folder in (here, exported)]
+    difference = difflib.unified_diff(*texts, f"{name} here", f"{name} cleaned and exported", lineterm="", n=1)
+    print("\n".join(list(difference)[:12]))
 
 
 def check():
     with tempfile.TemporaryDirectory() as d:
         copy = Path(d)
-        for f in (*files(root), Path("settings.ini"), Path("pyproject.toml")):
-            (copy/f).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(root/f, copy/f)
+        for name in (*files(root), Path("settings.ini"), Path("pyproject.toml")):
+            (copy/name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root/name, copy/name)
         nbdev("nbdev_clean", copy)
         nbdev("nbdev_export", copy)
-        odd = sorted(f for f in files(copy) | files(root) if not ((root/f).is_file() and (copy/f).is_file() and filecmp.cmp(root/f, copy/f, shallow=False)))
-        for f in odd:
-            pair = [(p/f).read_text(errors="replace").splitlines() if (p/f).is_file() else [] for p in (root, copy)]
-            print("\n".join(list(difflib.unified_diff(*pair, f"{f} here", f"{f} cleaned and exported", lineterm="", n=1))[:12]))
-    if odd: sys.exit("notebooks and package disagree; run `nbdev_export` and `nbdev_clean` (edit the notebooks, never the package): " + ", ".join(map(str, odd)))
+        odd = sorted(name for name in files(copy) | files(root) if not same(root/name, copy/name))
+        for name in odd: show_difference(name, root, copy)
+    if odd:
+        sys.exit("notebooks and package disagree; run `nbdev_export` and `nbdev_clean` (edit the notebooks, never the "
+                 f"package): {', '.join(map(str, odd))}")
     print(f"notebooks are clean, and the package is what they export ({len(files(root))} files)")
 
 

@@ -51,10 +51,10 @@ def ends_in_value(tree):
     return not (isinstance(last, ast.Call) and called_name(last) in SHOWS_NOTHING)
 
 
-SHOWS_NOTHING = {"print", "test_eq", "test_close", "test_fail", "test_ne", "test_is", "test", "close", "sleep", "unlink",
-                 "mkdir", "write_text", "write_bytes", "append", "update", "add", "shutdown", "cleanup", "join", "rmtree",
-                 "use_style", "test_warns", "test_eq_type", "simplefilter", "filterwarnings", "seed", "stop", "start",
-                 "expect_fail", "savefig", "write_table", "to_parquet", "to_csv", "sync", "seal", "put", "copy", "copytree"}
+SHOWS_NOTHING = {"print", "test_eq", "test_close", "test_fail", "test_ne", "test_is", "test", "close", "sleep",
+                 "unlink", "mkdir", "write_text", "write_bytes", "append", "update", "add", "shutdown", "cleanup",
+                 "join", "rmtree", "use_style", "test_warns", "test_eq_type", "simplefilter", "filterwarnings", "seed",
+                 "stop", "start", "expect_fail", "savefig", "write_table", "to_parquet", "to_csv", "sync", "seal", "put", "copy", "copytree"}
 
 
 def called_name(call):
@@ -152,13 +152,17 @@ def table(sizes):
             "cells with a conditional in a conditional": str(len(sizes.nested)),
             "cells that end in a value and keep no output": str(len(sizes.silent))}
     rows = ["| | here | fastcore | nbdev |", "|---|---|---|---|"]
-    return "\n".join(rows + [f"| {name} | {value} | {' | '.join(PEERS.get(name, ('', '')))} |" for name, value in ours.items()])
+    for name, value in ours.items():
+        fastcore, nbdev = PEERS.get(name, ("", ""))
+        rows.append(f"| {name} | {value} | {fastcore} | {nbdev} |")
+    return "\n".join(rows)
 
 
 def worst(sizes):
     largest = sorted(sizes.exported, key=lambda row: -row[1])[:12]
     out = ["", "largest exported cells:", *(f"  {size:,} characters: {place}" for place, size, _, _ in largest)]
-    out += ["longest lines:", *(f"  {size}: {place}" for place, size in sorted(sizes.long_lines, key=lambda row: -row[1])[:12])]
+    longest = sorted(sizes.long_lines, key=lambda row: -row[1])[:12]
+    out += ["longest lines:", *(f"  {size}: {place}" for place, size in longest)]
     out += ["no output kept:", *(f"  {place}" for place in sizes.silent[:30])]
     out += ["two statements on a line:", *(f"  {place}" for place in sizes.statements[:20])]
     return "\n".join([*out, "nested conditionals:", *(f"  {place}" for place in sizes.nested[:20])])

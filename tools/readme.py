@@ -6,7 +6,7 @@ import nbformat
 
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
-from mlgov_nb.files import write_atomic  # noqa: E402
+from mlgov_nb.files import write_atomic
 
 nb = nbformat.read(root/"nbs"/"index.ipynb", as_version=4)
 text = "\n\n".join(c.source for c in nb.cells if c.cell_type == "markdown").replace("](images/", "](nbs/images/") + "\n"
