@@ -37,7 +37,8 @@ def resolve():
     if result.returncode: sys.exit(result.stderr)
     found = [item["metadata"] for item in json.loads(result.stdout)["install"]]
     packages = {package["name"].lower().replace("_", "-"): package for package in found}
-    lines = [f"{name}=={package['version'].split('+')[0]}" for name, package in sorted(packages.items()) if portable(name)]
+    kept = {name: package for name, package in sorted(packages.items()) if portable(name)}
+    lines = [f"{name}=={package['version'].split('+')[0]}" for name, package in kept.items()]
     requires = {canonicalize_name(name): package.get("requires_dist", []) for name, package in packages.items()}
     return HEAD.format(what="everything", source="pyproject.toml") + "\n".join(lines) + "\n", requires.__getitem__
 

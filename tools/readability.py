@@ -54,7 +54,8 @@ def ends_in_value(tree):
 SHOWS_NOTHING = {"print", "test_eq", "test_close", "test_fail", "test_ne", "test_is", "test", "close", "sleep",
                  "unlink", "mkdir", "write_text", "write_bytes", "append", "update", "add", "shutdown", "cleanup",
                  "join", "rmtree", "use_style", "test_warns", "test_eq_type", "simplefilter", "filterwarnings", "seed",
-                 "stop", "start", "expect_fail", "savefig", "write_table", "to_parquet", "to_csv", "sync", "seal", "put", "copy", "copytree"}
+                 "stop", "start", "expect_fail", "savefig",
+                 "write_table", "to_parquet", "to_csv", "sync", "seal", "put", "copy", "copytree"}
 
 
 def called_name(call):
