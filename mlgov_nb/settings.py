@@ -42,13 +42,13 @@ MITIGABLE = {"parity_penalty": ["mlp"],
              "reweighing": ["gradient_boosting", "linear"],
              "exponentiated_gradient": ["gradient_boosting", "linear"]}
 
-# %% ../nbs/00_settings.ipynb #d1694f81
+# %% ../nbs/00_settings.ipynb #00640488
 class Mitigation(Strict):
     "How a candidate is made fairer; `MITIGABLE` lists the estimators that each method works with"
     method: Literal["parity_penalty", "reweighing", "exponentiated_gradient"]
     weight: float = Field(2.0, gt=0)          # of the penalty (parity_penalty)
     sharpness: float = Field(20.0, gt=0)      # steepness around the threshold (parity_penalty)
-    bound: float = Field(0.01, gt=0, lt=1)    # largest difference of selection rates in training (exponentiated_gradient)
+    bound: float = Field(0.01, gt=0, lt=1)    # largest difference in selection rates (exponentiated_gradient)
 
 # %% ../nbs/00_settings.ipynb #4a82da4f
 class Candidate(Strict):

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Inputs', 'open_inputs', 'write_measures', 'as_frame']
 
-# %% ../../nbs/audit/00_inputs.ipynb #1c8172ce
+# %% ../../nbs/audit/00_inputs.ipynb #669f464a
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pandas as pd
+from fastcore.basics import patch
 
 from ..data.card import Card, load_card
 from ..data.prepare import prepare
@@ -18,9 +19,9 @@ from ..data.split import describe, same_season
 from ..files import write_json
 from ..model.artifact import Artifact, load
 from ..settings import AuditSettings, ConfigError, MlgovError
-from ..stats.measures import record
+from ..stats.measures import Measure, record
 
-# %% ../../nbs/audit/00_inputs.ipynb #c63e8d46
+# %% ../../nbs/audit/00_inputs.ipynb #9e7a31c1
 @dataclass
 class Inputs:
     "What an audit works on"
@@ -32,36 +33,34 @@ class Inputs:
     seed: int
     others: dict[str, Artifact] = field(default_factory=dict)   # candidates that were not released
 
-    @property
-    def all(self) -> dict[str, pd.DataFrame]: return {"reference": self.reference, **self.windows}
+# %% ../../nbs/audit/00_inputs.ipynb #6208a3bc
+@patch(as_prop=True)
+def all(self:Inputs)->dict[str, pd.DataFrame]: # Window: its rows, the reference first
+    "The reference and the windows"
+    return {"reference": self.reference, **self.windows}
 
-    def target(self, df): return df[self.card.target.name].to_numpy(float)
+# %% ../../nbs/audit/00_inputs.ipynb #bb122b42
+@patch
+def target(
+    self:Inputs,
+    df:pd.DataFrame, # Rows
+): # A number per row, NaN without a label
+    "The labels of rows"
+    return df[self.card.target.name].to_numpy(float)
 
-    def quiet(self, name:str)->list[str]:
-        "Windows in which nothing was wrong, as `history` says, without `name`"
-        if gone := [h for h in self.settings.history if h not in self.windows]: print(f"audit.history: {', '.join(gone)} not among this audit's windows ({', '.join(self.windows)})")
-        left = [h for h in self.settings.history if h in self.windows and h != name]
-        if self.settings.history and len(left) < 3: print(f"audit.history: {len(left)} windows beside {name} cannot tell how much windows vary; at least 3 can")
-        return left if len(left) > 2 else []
-
-    def baseline(self, name:str, rows:dict[str, pd.DataFrame])->tuple[str, pd.DataFrame]:
-        "What a window is compared with, as `compare_with` says, and its rows"
-        how, names = self.settings.compare_with, list(self.windows)
-        if how.startswith("same "): return f"reference, {how}", same_season(rows["reference"], rows[name], self.card.time, how.removeprefix("same "))
-        if how == "previous": before = ["reference", *names][names.index(name)]; return before, rows[before]
-        if how in names and how != name: return how, rows[how]
-        if how not in ("reference", *names): raise ConfigError(f"audit.compare_with: '{how}' is neither reference, previous, same month, same quarter, same weekday nor a window; windows: {', '.join(names)}")
-        return "reference", rows["reference"]
-
-# %% ../../nbs/audit/00_inputs.ipynb #bb6b4a4c
+# %% ../../nbs/audit/00_inputs.ipynb #f8776442
 def _rows(file, card):
+    "The rows of a file that fit the card; what was refused is printed"
     df, refused = prepare(read_rows(file), card, where=str(file))
-    if df.empty: raise DataError(f"{file}: no rows to audit ({len(refused)} were refused{': ' + refused.reason.iloc[0] if len(refused) else ', the file is empty'})")
-    if df[card.target.name].isna().all(): print(f"{Path(file).name}: no row has a label; the target is {card.target.expr}")
-    if len(refused): print(f"{Path(file).name}: {len(refused)} rows refused: {refused.reason.value_counts().to_dict()}")
+    name, count = Path(file).name, len(refused)
+    if df.empty:
+        reason = f": {refused.reason.iloc[0]}" if count else ", the file is empty"
+        raise DataError(f"{file}: no rows to audit ({count} were refused{reason})")
+    if df[card.target.name].isna().all(): print(f"{name}: no row has a label; the target is {card.target.expr}")
+    if count: print(f"{name}: {count} rows refused: {refused.reason.value_counts().to_dict()}")
     return df
 
-# %% ../../nbs/audit/00_inputs.ipynb #85ab4bda
+# %% ../../nbs/audit/00_inputs.ipynb #367bc709
 def open_inputs(
     root:str, # The project's top folder; other paths are relative to it
     card:str, # Dataset card
@@ -74,33 +73,96 @@ def open_inputs(
 )->Inputs: # Everything an audit works on
     "Read, verify and check what an audit works on"
     root = Path(root)
-    c, art = load_card(root/card), load(root/model)
-    if gone := sorted(set(art.encoder.features) - set(c.features)): raise MlgovError(f"{model}: the model needs the features {gone}, which the card {card} does not have")
-    others = {k: load(root/v) for k, v in (candidates or {}).items() if k != art.name}
-    return Inputs(c, art, _rows(root/reference, c), {k: _rows(root/v, c) for k, v in windows.items()}, AuditSettings(**settings), seed, others)
+    found, artifact = load_card(root/card), load(root/model)
+    missing = sorted(set(artifact.encoder.features) - set(found.features))
+    if missing: raise MlgovError(f"{model}: the model needs the features {missing}; the card {card} does not have them")
+    others = {name: load(root/path) for name, path in (candidates or {}).items() if name != artifact.name}
+    rows = _rows(root/reference, found)
+    window_rows = {name: _rows(root/path, found) for name, path in windows.items()}
+    return Inputs(found, artifact, rows, window_rows, AuditSettings(**settings), seed, others)
 
-# %% ../../nbs/audit/00_inputs.ipynb #a582e97f
+# %% ../../nbs/audit/00_inputs.ipynb #bf9b1b87
+@patch
+def quiet(
+    self:Inputs,
+    name:str, # A window
+)->list[str]: # Names of windows; none with fewer than 3
+    "Windows in which nothing was wrong, as `history` names them, without `name`"
+    history = self.settings.history
+    unknown = [window for window in history if window not in self.windows]
+    if unknown: print(f"audit.history: {', '.join(unknown)} not among this audit's windows ({', '.join(self.windows)})")
+    left = [window for window in history if window in self.windows and window != name]
+    if history and len(left) < 3:
+        print(f"audit.history: {len(left)} windows besides {name} cannot show how much windows vary; at least 3 can")
+    return left if len(left) > 2 else []
+
+# %% ../../nbs/audit/00_inputs.ipynb #d33a708b
+@patch
+def baseline(
+    self:Inputs,
+    name:str, # A window
+    rows:dict[str, pd.DataFrame], # Window: its rows, with the reference
+)->tuple[str, pd.DataFrame]: # In words, and the rows
+    "What a window is compared with, as `compare_with` says; `ConfigError` for an unknown setting"
+    choice, names = self.settings.compare_with, list(self.windows)
+    if choice.startswith("same "):
+        season = choice.removeprefix("same ")
+        return f"reference, {choice}", same_season(rows["reference"], rows[name], self.card.time, season)
+    if choice == "previous":
+        before = ["reference", *names][names.index(name)]
+        return before, rows[before]
+    if choice in names and choice != name: return choice, rows[choice]
+    if choice in ("reference", *names): return "reference", rows["reference"]
+    choices = "reference, previous, same month, same quarter, same weekday"
+    raise ConfigError(f"audit.compare_with: '{choice}' is neither {choices} nor a window; windows: {', '.join(names)}")
+
+# %% ../../nbs/audit/00_inputs.ipynb #78ccac36
 def write_measures(
     audit:str, # Which audit
     inputs:Inputs, # What it worked on
-    measures:dict[str, list[dict]], # Window: what was measured in it
+    measures:dict[str, list[Measure]], # Window: what was measured in it
     root:str, # The project's top folder
     out:str, # Folder for the measures file
-    baselines:dict[str, tuple[str, pd.DataFrame]]|None=None, # Window: what it was compared with; the reference by default
+    baselines:dict[str, tuple[str, pd.DataFrame]]|None=None, # Window: what it was compared with; default: the reference
 )->Path: # The measures file
     "Write an audit's measures, one record per window, whole or not at all"
-    wins = {k: asdict(describe(v, inputs.card, k)) for k, v in inputs.all.items()}
+    windows = {name: asdict(describe(rows, inputs.card, name)) for name, rows in inputs.all.items()}
     model = dict(name=inputs.model.name, version=inputs.model.version)
-    def base(k): return wins[k] if k in wins else asdict(describe(baselines[name][1].drop(columns="score", errors="ignore"), inputs.card, k))
-    recs = []
-    for name, m in measures.items():
-        against = None if name == "reference" else base(baselines[name][0]) if baselines else wins["reference"]
-        recs.append(record(audit, model, against, wins[name], m))
-    return write_json(Path(root)/out/f"{audit}.json", recs)
+    records = []
+    for name, found in measures.items():
+        compared = _compared_with(name, windows, inputs.card, baselines)
+        records.append(record(audit, model, compared, windows[name], found))
+    return write_json(Path(root)/out/f"{audit}.json", records)
 
-# %% ../../nbs/audit/00_inputs.ipynb #cdbd465c
+# %% ../../nbs/audit/00_inputs.ipynb #6eeee3d3
+def _compared_with(name, windows, card, baselines):
+    "The description of what a window was compared with; None for the reference"
+    if name == "reference": return None
+    if not baselines: return windows["reference"]
+    baseline, rows = baselines[name]
+    if baseline in windows: return windows[baseline]
+    return asdict(describe(rows.drop(columns="score", errors="ignore"), card, baseline))
+
+# %% ../../nbs/audit/00_inputs.ipynb #56a45bf3
 def as_frame(
-    measures:dict[str, list[dict]], # Window: measures
+    measures:dict[str, list[Measure]], # Window: measures
 )->pd.DataFrame: # One row per measure, with its window
     "Measures as a frame, for tables and pictures"
-    return pd.DataFrame([{**m, "window": w} for w, ms in measures.items() for m in ms], columns=["name", "subject", "value", "n", "low", "high", "window"])
+    rows = [{**found, "window": window} for window, all_found in measures.items() for found in all_found]
+    return pd.DataFrame(rows, columns=["name", "subject", "value", "n", "low", "high", "window"])
+
+# %% ../../nbs/audit/00_inputs.ipynb #258ef86a
+@patch
+def window_table(
+    self:Inputs,
+    rows:dict[str, pd.DataFrame], # Window: its rows, with a column `score`
+    baselines:dict[str, tuple[str, pd.DataFrame]], # Window: what it was compared with
+)->pd.DataFrame: # One row per window
+    "The windows with their rows, labels and mean score"
+    table = {}
+    for name, window in rows.items():
+        compared_with = baselines[name][0] if name in baselines else ""
+        labelled = int(window[self.card.target.name].notna().sum())
+        table[name] = dict(compared_with=compared_with, rows=len(window), labelled=labelled,
+                           mean_score=round(window.score.mean(), 3))
+    return pd.DataFrame(table, dtype=object).T

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AuditFailed', 'nbformat_module', 'run_notebook']
 
-# %% ../../nbs/audit/02_notebook.ipynb #cb446f98
+# %% ../../nbs/audit/02_notebook.ipynb #a85e8019
 import os
 import re
 import sys
@@ -15,56 +15,76 @@ from pathlib import Path
 from ..files import write_atomic
 from ..settings import MlgovError
 
-# %% ../../nbs/audit/02_notebook.ipynb #38efa359
+# %% ../../nbs/audit/02_notebook.ipynb #4be6c2e8
 class AuditFailed(MlgovError):
-    "An audit notebook stopped; nothing was written in place of its last good output"
+    "An audit notebook stopped; its last good output stays in place"
 
-# %% ../../nbs/audit/02_notebook.ipynb #45829276
+# %% ../../nbs/audit/02_notebook.ipynb #6fe0c8cd
 def nbformat_module():
-    "nbformat without the grammar of international addresses, which takes jsonschema over a second to build at import; notebooks have none to check"
+    "nbformat, imported without the grammar of international addresses"
     fresh = "rfc3987_syntax" not in sys.modules
     if fresh: sys.modules["rfc3987_syntax"] = None
-    try: import nbformat
+    try:
+        import nbformat
     finally:
         if fresh: del sys.modules["rfc3987_syntax"]
     return nbformat
 
-# %% ../../nbs/audit/02_notebook.ipynb #d38b3ddb
-def _declared(nb):
-    import papermill as pm
-    return set(pm.inspect_notebook(str(nb)))
-
-# %% ../../nbs/audit/02_notebook.ipynb #745aa5ad
+# %% ../../nbs/audit/02_notebook.ipynb #33256f15
 def _settle(nb):
-    "Take out of an executed notebook what differs from run to run: times, counts, paths"
+    "Take out of an executed notebook what differs from run to run"
     nb.metadata = {"kernelspec": nb.metadata.get("kernelspec", {})}
-    for i, c in enumerate(nb.cells):
-        c.metadata = {k: v for k, v in c.metadata.items() if k == "tags"}
-        c["id"] = f"cell-{i}"
-        if c.cell_type == "code":
-            c.execution_count = None
-            c.outputs = [o for o in c.outputs if o.output_type != "stream" or o.name != "stderr"]
-            for o in c.outputs:
-                if o.output_type == "execute_result": o["execution_count"] = None
-                if "text/plain" in o.get("data", {}): o.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", o.data["text/plain"])
+    for i, cell in enumerate(nb.cells):
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
+        cell["id"] = f"cell-{i}"
+        if cell.cell_type == "code": _settle_outputs(cell)
     return nb
 
-# %% ../../nbs/audit/02_notebook.ipynb #9bae2473
+# %% ../../nbs/audit/02_notebook.ipynb #5828df1e
+def _settle_outputs(cell):
+    "Drop counts, warnings and addresses in memory"
+    cell.execution_count = None
+    cell.outputs = [out for out in cell.outputs if out.output_type != "stream" or out.name != "stderr"]
+    for out in cell.outputs:
+        if out.output_type == "execute_result": out["execution_count"] = None
+        if "text/plain" in out.get("data", {}):
+            out.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", out.data["text/plain"])
+
+# %% ../../nbs/audit/02_notebook.ipynb #f8a68b04
+def _check_parameters(nb, params):
+    "Refuse values for parameters that the notebook does not declare"
+    import papermill as pm
+    declared = set(pm.inspect_notebook(str(nb)))
+    unknown = sorted(set(params) - declared)
+    if not unknown: return
+    names = sorted(declared) or "nothing (is the tag lost?)"
+    raise MlgovError(f"{nb}: unknown parameters {unknown}; its 'parameters' cell declares {names}")
+
+# %% ../../nbs/audit/02_notebook.ipynb #ffbbf897
+def _execute(nb, out, cwd, params, socket):
+    "Run with Papermill over a local socket: no port is opened"
+    import papermill as pm
+    from traitlets.config import Config
+    config = Config(KernelManager=dict(transport="ipc", ip=str(socket)))
+    quiet = dict(progress_bar=os.environ.get("CI") is None, request_save_on_cell_execute=False)
+    try:
+        pm.execute_notebook(str(nb), str(out), params, cwd=str(cwd), kernel_name="python3", config=config, **quiet)
+    except pm.exceptions.PapermillExecutionError as e:
+        raise AuditFailed(f"{Path(nb).name} stopped in cell {e.exec_count}: {e.ename}: {e.evalue}") from None
+
+# %% ../../nbs/audit/02_notebook.ipynb #168ef6da
 def run_notebook(
     nb:Path, # Audit notebook
     out:Path, # Where its executed copy goes, whole or not at all
     cwd:Path, # Folder it runs in
     params:dict, # Values for its `parameters` cell
 )->Path: # `out`
-    "Run a parameterised notebook; refuses names that it does not declare, and reports a failure by its last error"
+    "Run a notebook; `MlgovError` for undeclared parameters, `AuditFailed` with its last error if it stops"
     nbformat = nbformat_module()
-    import papermill as pm
-    from traitlets.config import Config
-    if odd := sorted(set(params) - (known := _declared(nb))): raise MlgovError(f"{nb}: unknown parameters {odd}; its 'parameters' cell declares {sorted(known) or 'nothing (is the tag lost?)'}")
+    _check_parameters(nb, params)
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    with tempfile.TemporaryDirectory() as d:
-        tmp = Path(d)/"run.ipynb"
-        try: pm.execute_notebook(str(nb), str(tmp), params, cwd=str(cwd), kernel_name="python3", progress_bar=os.environ.get("CI") is None, request_save_on_cell_execute=False, config=Config(KernelManager=dict(transport="ipc", ip=str(Path(d)/"k"))))   # no port is opened
-        except pm.exceptions.PapermillExecutionError as e: raise AuditFailed(f"{Path(nb).name} stopped in cell {e.exec_count}: {e.ename}: {e.evalue}") from None
-        done = _settle(nbformat.read(tmp, as_version=4))
-    return write_atomic(out, nbformat.writes(done) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        executed = Path(folder)/"run.ipynb"
+        _execute(nb, executed, cwd, params, Path(folder)/"k")
+        settled = _settle(nbformat.read(executed, as_version=4))
+    return write_atomic(out, nbformat.writes(settled) + "\n")

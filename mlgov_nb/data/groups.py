@@ -62,12 +62,12 @@ def _group_names(df, attribute):
     values = df[attribute].astype("str").fillna(MISSING)
     return values.map({value: group_name(attribute, value) for value in values.unique()})
 
-# %% ../../nbs/data/02_groups.ipynb #83fdcba3
+# %% ../../nbs/data/02_groups.ipynb #41105a8a
 def cross(
     df:pd.DataFrame, # Rows with protected attributes
     attributes:list[str], # One attribute, or several for an intersection
 )->pd.Series: # Group of each row, as 'gender=Female' or 'gender=Female & age_band=<30'
-    "Name the group of each row; a missing value is a group of its own"
+    "Name the group of each row; a missing value is a separate group"
     names = _group_names(df, attributes[0])
     for attribute in attributes[1:]: names = names + " & " + _group_names(df, attribute)
     return names

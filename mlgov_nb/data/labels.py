@@ -137,12 +137,12 @@ def _typed(df, card, where):
     if "observed_at" not in df: return labels
     return labels.assign(observed_at=_observed(df.observed_at, ids, where))
 
-# %% ../../nbs/data/05_labels.ipynb #5775a136
+# %% ../../nbs/data/05_labels.ipynb #99341e91
 def read_labels(
     file:Path, # A .csv, .csv.gz or .parquet file: id, target (or raw columns of its expression), perhaps `observed_at`
     card:Card, # The card of the rows that the labels are for
 )->pd.DataFrame: # Id, target as float64 (missing is NaN), `observed_at` if the file has it
-    "Read labels from a file of their own; `DataError` tells what is wrong with it"
+    "Read labels from a separate file; `DataError` tells what is wrong with it"
     return _typed(read_rows(file), card, str(file))
 
 # %% ../../nbs/data/05_labels.ipynb #3430bb12
@@ -179,9 +179,9 @@ def _few(ids, count):
     more = f" and {count - len(shown):,} more" if count > len(shown) else ""
     return ", ".join(shown) + more
 
-# %% ../../nbs/data/05_labels.ipynb #7ee312ee
+# %% ../../nbs/data/05_labels.ipynb #91db01bf
 def _check_row_ids(row_ids, card):
-    "Rows to join to are there, and each has an id of its own"
+    "Rows to join to are there, and each has its own id"
     if not len(row_ids): raise DataError("the rows: there are none to join labels to")
     if row_ids.null_count: raise DataError(f"the rows: {row_ids.null_count:,} without {card.id}")
     seen = pc.value_counts(row_ids)

@@ -44,13 +44,13 @@ def target_values(
     raise DataError(f"{where}: target.expr '{expression}' must be true or false for a binary task, "
                     f"it gave {unexpected}")
 
-# %% ../../nbs/data/03_prepare.ipynb #4a85ec8c
+# %% ../../nbs/data/03_prepare.ipynb #e9f3b589
 def _target(df, card, labelled, where):
     "The target: as it is in the rows, or computed from them; NaN where it cannot be and need not be"
     name = card.target.name
     if name in df and labelled:
         raise DataError(f"{where}: target.name '{name}' is a column of the file; "
-                        "give the target a name of its own in the card")
+                        "give the target another name in the card")
     if name in df: return parse_numbers(df[name], name, where)[0]
     try: return target_values(df, card, where)
     except DataError:

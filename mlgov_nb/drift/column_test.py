@@ -5,43 +5,49 @@
 # %% auto #0
 __all__ = ['GROUPS', 'joiner', 'cells', 'deal', 'test_column', 'overdispersion']
 
-# %% ../../nbs/drift/01_column_test.ipynb #d97a5547
+# %% ../../nbs/drift/01_column_test.ipynb #e931e937
 import numpy as np
 from scipy.special import chdtrc, gammaincc
 
 from ..profile.column import Column
 from ..stats.significance import tail_p
 
-# %% ../../nbs/drift/01_column_test.ipynb #948994b5
+# %% ../../nbs/drift/01_column_test.ipynb #8a22d0e0
 GROUPS = 20   # of a numeric column, for tests
 
 def _fine_groups(x, y):
     "Groups of fine bins with about as many rows of both windows together; what is outside the range stays apart"
-    n, k = (x + y).astype(float), min(GROUPS, max(2, int(min(x.sum(), y.sum())) // 10))
-    at = np.floor((np.cumsum(n) - n / 2) / max(n.sum(), 1) * k).clip(0, k - 1)
-    if len(at) > 2: at[0], at[-1] = -1, k
-    return np.unique(at, return_inverse=True)[1]
+    rows = (x + y).astype(float)
+    k = min(GROUPS, max(2, int(min(x.sum(), y.sum())) // 10))
+    middle = np.cumsum(rows) - rows / 2
+    group = np.floor(middle / max(rows.sum(), 1) * k).clip(0, k - 1)
+    if len(group) > 2:
+        group[0] = -1
+        group[-1] = k
+    return np.unique(group, return_inverse=True)[1]
 
-# %% ../../nbs/drift/01_column_test.ipynb #1d1960ff
+# %% ../../nbs/drift/01_column_test.ipynb #1159df94
 def _rare(x, y, n, m):
-    "Categories that the reference could lack by chance: so few rows in both windows together that they would all be the current one's once in a thousand times"
-    return x + y <= np.log(1e-3) / np.log(m / (n + m)) if min(n, m) else np.zeros(len(x), bool)
+    "Mask of the categories that the reference could lack by chance; `n` and `m` are the rows of both windows"
+    if not min(n, m): return np.zeros(len(x), bool)
+    return x + y <= np.log(1e-3) / np.log(m / (n + m))
 
-# %% ../../nbs/drift/01_column_test.ipynb #e10fe579
+# %% ../../nbs/drift/01_column_test.ipynb #72f22d65
 def joiner(
     a:Column, # Reference
     b:Column, # Current, in the same bins
 )->tuple[np.ndarray, int]: # Cell of each entry of `counts`; how many of the cells are in order
-    "What is tested, chosen from both windows alike: a number's 20 groups, beside them outside its range, infinite and missing; or the categories, rare ones joined with those never seen"
+    "The cells that are tested: groups of a number; or categories, rare ones joined with those never seen"
     x, y = np.array(a.counts), np.array(b.counts)
     if a.kind in ("numeric", "time"):
-        at = _fine_groups(x[:-3], y[:-3]); k = at.max() + 1
-        return np.r_[at, k, k + 1, k + 2], k
-    few = np.r_[_rare(x[:-2], y[:-2], x.sum(), y.sum()), True, False]
-    at = np.where(few, 0, np.cumsum(~few))
-    return np.unique(at, return_inverse=True)[1], 0
+        group = _fine_groups(x[:-3], y[:-3])
+        k = group.max() + 1
+        return np.r_[group, k, k + 1, k + 2], k
+    joined = np.r_[_rare(x[:-2], y[:-2], x.sum(), y.sum()), True, False]
+    cell = np.where(joined, 0, np.cumsum(~joined))
+    return np.unique(cell, return_inverse=True)[1], 0
 
-# %% ../../nbs/drift/01_column_test.ipynb #f294d32d
+# %% ../../nbs/drift/01_column_test.ipynb #690c0cfb
 def cells(
     at:np.ndarray, # From `joiner`
     *columns:Column, # In the same bins
@@ -49,14 +55,14 @@ def cells(
     "Counts in the cells that are tested"
     return [np.bincount(at, weights=np.array(c.counts, float)).astype(np.int64) for c in columns]
 
-# %% ../../nbs/drift/01_column_test.ipynb #2128baf9
+# %% ../../nbs/drift/01_column_test.ipynb #da63ae6f
 def deal(
     a:np.ndarray, # Reference counts
     b:np.ndarray, # Current counts
     draws:int, # Simulated windows
     rng:np.random.Generator, # Source of chance
 )->np.ndarray: # draws x cells: current counts when both windows come from one distribution
-    "Deal the pooled rows out again: multivariate hypergeometric; its normal limit beyond a billion rows"
+    "Permute the pooled rows between the two windows"
     pool, m = a + b, int(b.sum())
     n = int(pool.sum())
     if n < 10**9: return rng.multivariate_hypergeometric(pool, m, size=draws, method="marginals").astype(float)
@@ -64,82 +70,110 @@ def deal(
     z = rng.standard_normal((draws, len(p))) * np.sqrt(p)
     return m * p + np.sqrt(m * (n - m) / n) * (z - p * z.sum(1, keepdims=True))
 
-# %% ../../nbs/drift/01_column_test.ipynb #443e0723
-def _statistics(a, b, order):
-    "Chi-square, largest squared deviation of a cell, Anderson-Darling; rows of `a` and `b` are windows"
+# %% ../../nbs/drift/01_column_test.ipynb #1298b1d4
+def _cell_statistics(a, b):
+    "Pearson's chi-square, and the largest squared deviation of one cell"
     n, m = a.sum(-1, keepdims=True), b.sum(-1, keepdims=True)
     p = (a + b) / (n + m)
-    d2 = (b / m - a / n) ** 2 / (1 / n + 1 / m)
-    with np.errstate(all="ignore"):
-        out = [np.where(p > 0, d2 / p, 0).sum(-1), np.where((p > 0) & (p < 1), d2 / (p * (1 - p)), 0).max(-1)]
-        if order > 1:
-            x, y = a[..., :order], b[..., :order]
-            n, m = x.sum(-1, keepdims=True), y.sum(-1, keepdims=True)
-            h = (x + y) / (n + m)
-            c = np.cumsum(h, -1) - h / 2                                  # the middle of each bin
-            gap = (np.cumsum(y, -1) - y / 2) / m - (np.cumsum(x, -1) - x / 2) / n
-            out.append(np.nan_to_num(np.where((c > 0) & (c < 1), h * gap**2 / (c * (1 - c)), 0).sum(-1) * (n * m / (n + m))[..., 0]))
-    return out
+    squared = (b / m - a / n) ** 2 / (1 / n + 1 / m)
+    chi_square = np.where(p > 0, squared / p, 0).sum(-1)
+    largest = np.where((p > 0) & (p < 1), squared / (p * (1 - p)), 0).max(-1)
+    return [chi_square, largest]
 
-# %% ../../nbs/drift/01_column_test.ipynb #b7ac8e20
+# %% ../../nbs/drift/01_column_test.ipynb #e3dbbe93
+def _anderson_darling(x, y):
+    "Squared gaps of the cumulative shares, weighted more in the tails (Anderson and Darling 1954)"
+    n, m = x.sum(-1, keepdims=True), y.sum(-1, keepdims=True)
+    h = (x + y) / (n + m)
+    middle = np.cumsum(h, -1) - h / 2                                  # of each bin
+    gap = (np.cumsum(y, -1) - y / 2) / m - (np.cumsum(x, -1) - x / 2) / n
+    weighted = np.where((middle > 0) & (middle < 1), h * gap**2 / (middle * (1 - middle)), 0)
+    return np.nan_to_num(weighted.sum(-1) * (n * m / (n + m))[..., 0])
+
+# %% ../../nbs/drift/01_column_test.ipynb #b1af6301
+def _statistics(a, b, order):
+    "Chi-square, largest deviation and, where at least two cells are in order, Anderson-Darling"
+    with np.errstate(all="ignore"):
+        statistics = _cell_statistics(a, b)
+        if order > 1: statistics.append(_anderson_darling(a[..., :order], b[..., :order]))
+    return statistics
+
+# %% ../../nbs/drift/01_column_test.ipynb #071247da
 def _gamma_sf(x, sims):
     "Upper tail of a gamma distribution with the mean and variance of `sims`"
-    m, v = sims.mean(), sims.var()
-    return gammaincc(m * m / v, np.maximum(x, 0) * m / v) if v > 0 else np.where(x > m, 0.0, 1.0)
+    mean, variance = sims.mean(), sims.var()
+    if variance > 0: return gammaincc(mean * mean / variance, np.maximum(x, 0) * mean / variance)
+    return np.where(x > mean, 0.0, 1.0)
 
-# %% ../../nbs/drift/01_column_test.ipynb #ed3e3c2d
+# %% ../../nbs/drift/01_column_test.ipynb #f5d3d0b8
+def _surprise(index, x, sims, cells, wide):
+    "-ln of the approximate p-value of one statistic; `index` 1 is the largest cell"
+    if index == 1: p = np.minimum(1, cells * chdtrc(1.0, x / wide))
+    else: p = _gamma_sf(x, sims)
+    return -np.log(np.maximum(p, 1e-300))
+
+# %% ../../nbs/drift/01_column_test.ipynb #c4fdda2a
 def _combined(stats, sims, cells):
     "-ln of the smallest approximate p-value, of the window and of every simulated one"
     wide = max(1.0, sims[0].mean() / (cells - 1))        # over-dispersion widens single cells as it does their sum
-    def logp(x, s, i):
-        p = np.minimum(1, cells * chdtrc(1.0, x / wide)) if i == 1 else _gamma_sf(x, s)
-        return -np.log(np.maximum(p, 1e-300))
-    return [np.max([logp(x[i], sims[i], i) for i in range(len(sims))], axis=0) for x in (stats, sims)]
+    kinds = range(len(sims))
+    def largest(values): return np.max([_surprise(i, values[i], sims[i], cells, wide) for i in kinds], axis=0)
+    return [largest(stats), largest(sims)]
 
-# %% ../../nbs/drift/01_column_test.ipynb #321882b6
+# %% ../../nbs/drift/01_column_test.ipynb #1fd6140a
 def test_column(
     a:Column, # Reference
     b:Column, # Current, in the same bins
     draws:int=2000, # Simulated windows
     rng:np.random.Generator|None=None, # Source of chance
-    history:list[Column]=(), # Windows in which nothing was wrong, in the same bins: what they vary by is no drift
+    history:list[Column]=(), # Windows in which nothing was wrong, in the same bins: their variation is no drift
 )->float: # p-value; NaN when one side is empty
     "How often would a window without any change look at least as different?"
     at, order = joiner(a, b)
     x, y = cells(at, a, b)
     spread = overdispersion(cells(at, *history)) if history else None
-    keep = x + y > 0
-    order = int(keep[:order].sum())
-    x, y = x[keep], y[keep]
-    if spread is not None: spread = spread[:, keep]
+    used = x + y > 0
+    order = int(used[:order].sum())
+    x, y = x[used], y[used]
+    if spread is not None: spread = spread[:, used]
     if not x.sum() or not y.sum(): return np.nan
     if len(x) < 2: return 1.0
-    rng = rng or np.random.default_rng(0)
-    if spread is not None: sx, sy = _disperse(x, y, spread, draws, rng)
-    else: sy = deal(x, y, draws, rng); sx = (x + y) - sy
-    t, s = _combined(_statistics(x.astype(float), y.astype(float), order), _statistics(sx.astype(float), sy, order), len(x))
-    return tail_p(float(t), s)
+    sim_x, sim_y = _simulate(x, y, spread, draws, rng or np.random.default_rng(0))
+    observed = _statistics(x.astype(float), y.astype(float), order)
+    simulated = _statistics(sim_x.astype(float), sim_y, order)
+    statistic, sims = _combined(observed, simulated, len(x))
+    return tail_p(float(statistic), sims)
 
-# %% ../../nbs/drift/01_column_test.ipynb #9bc6c901
+# %% ../../nbs/drift/01_column_test.ipynb #58476504
+def _simulate(x, y, spread, draws, rng):
+    "Windows of both sizes without a change; wider than chance where history says so"
+    if spread is not None: return _disperse(x, y, spread, draws, rng)
+    sim_y = deal(x, y, draws, rng)
+    return (x + y) - sim_y, sim_y
+
+# %% ../../nbs/drift/01_column_test.ipynb #49972058
 def overdispersion(
     counts:list[np.ndarray], # Per cell, of windows in which nothing was wrong
 )->np.ndarray|None: # windows x cells: deviations of shares; None: windows differ as chance alone makes them
     "How historical windows deviate from their mean beyond sampling; None with fewer than 3 windows"
     if len(counts) < 3: return None
-    h = np.array(counts, float)
-    m = h.sum(1, keepdims=True)
-    h, m = h[m[:, 0] > 0], m[m[:, 0] > 0]
-    p = h.sum(0) / h.sum()
-    k, df = np.count_nonzero(p), len(h) - 1                # the mean is estimated from the same windows
-    if k < 2 or df < 2: return None
-    with np.errstate(all="ignore"): x = np.where(p > 0, (h - m * p) ** 2 / (m * p), 0).sum()
-    beyond = max(0.0, 1 - df * (k - 1) / x) if x > 0 else 0.0
-    return (h / m - p) * np.sqrt(beyond * (1 + 1 / len(h))) if beyond else None      # the mean of the history is uncertain too
+    windows = np.array(counts, float)
+    rows = windows.sum(1, keepdims=True)
+    windows, rows = windows[rows[:, 0] > 0], rows[rows[:, 0] > 0]
+    p = windows.sum(0) / windows.sum()
+    used, df = np.count_nonzero(p), len(windows) - 1                # the mean is estimated from the same windows
+    if used < 2 or df < 2: return None
+    with np.errstate(all="ignore"): chi_square = np.where(p > 0, (windows - rows * p) ** 2 / (rows * p), 0).sum()
+    beyond = max(0.0, 1 - df * (used - 1) / chi_square) if chi_square > 0 else 0.0
+    if not beyond: return None
+    return (windows / rows - p) * np.sqrt(beyond * (1 + 1 / len(windows)))   # the mean of the history is uncertain too
 
-# %% ../../nbs/drift/01_column_test.ipynb #825a2d11
+# %% ../../nbs/drift/01_column_test.ipynb #14b1234d
 def _disperse(x, y, spread, draws, rng):
     "Windows of both sizes; the current one's shares vary around the pooled ones as `spread` says"
     p, df = (x + y) / (x + y).sum(), len(spread) - 1
-    w = rng.standard_normal((draws, len(spread))) / np.sqrt(rng.chisquare(df, (draws, 1)))
-    q = np.clip(p + w @ spread, 0, None)
-    return rng.multinomial(int(x.sum()), p, size=draws).astype(float), rng.multinomial(int(y.sum()), q / q.sum(1, keepdims=True)).astype(float)
+    weights = rng.standard_normal((draws, len(spread))) / np.sqrt(rng.chisquare(df, (draws, 1)))
+    q = np.clip(p + weights @ spread, 0, None)
+    sim_x = rng.multinomial(int(x.sum()), p, size=draws).astype(float)
+    sim_y = rng.multinomial(int(y.sum()), q / q.sum(1, keepdims=True)).astype(float)
+    return sim_x, sim_y

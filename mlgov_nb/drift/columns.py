@@ -6,7 +6,7 @@
 __all__ = ['STATISTICS', 'REPORTED', 'size_word', 'change_in_words', 'shares', 'labelled', 'drift_table', 'decide', 'rank',
            'note', 'drift_measures']
 
-# %% ../../nbs/drift/02_columns.ipynb #2d62eeca
+# %% ../../nbs/drift/02_columns.ipynb #c7a8f8c6
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,31 +15,36 @@ import numpy as np
 import pandas as pd
 
 from .column_test import cells, joiner, test_column
-from .distances import chi_square, decile_counts, groups, js_distance, ks, psi, total_variation
-from .distances import wasserstein
+from .distances import chi_square, decile_counts, groups, js_distance, ks, psi
+from .distances import total_variation, wasserstein
 from ..profile.column import Column, Profile, check_bins, labels, moments
-from ..stats.measures import measure, percentiles, redraw
+from ..stats.measures import Measure, measure, percentiles, redraw
 from ..stats.significance import adjust_tables
 
-# %% ../../nbs/drift/02_columns.ipynb #bb5a9873
+# %% ../../nbs/drift/02_columns.ipynb #0396c269
 def size_word(
     js:float, # Jensen-Shannon distance
 )->str: # slight, moderate or large
     "A word for the size of a change"
-    return "slight" if js < 0.13 else "moderate" if js < 0.21 else "large"
+    if js < 0.13: return "slight"
+    return "moderate" if js < 0.21 else "large"
 
-# %% ../../nbs/drift/02_columns.ipynb #a061f2cf
+# %% ../../nbs/drift/02_columns.ipynb #9f8619fc
 def _percents(p, q):
-    "Two shares with as many digits as it takes to tell them apart"
-    d = next((d for d in (0, 1, 2, 3) if f"{p:.{d}%}" != f"{q:.{d}%}" and (d > 0 or min(p, q) >= 0.095 or min(p, q) == 0)), 1)
-    return f"{p:.{d}%} → {q:.{d}%}"
+    "Two shares, with as many digits as it takes to distinguish them"
+    for digits in (0, 1, 2, 3):
+        differ = f"{p:.{digits}%}" != f"{q:.{digits}%}"
+        enough = digits > 0 or min(p, q) >= 0.095 or min(p, q) == 0
+        if differ and enough: return f"{p:.{digits}%} → {q:.{digits}%}"
+    return f"{p:.1%} → {q:.1%}"
 
-# %% ../../nbs/drift/02_columns.ipynb #fa624e92
+# %% ../../nbs/drift/02_columns.ipynb #70595dbd
 def _number(x, kind):
+    "A number or a date, short"
     if kind == "time": return str(pd.Timestamp(x, unit="s").date())
     return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
 
-# %% ../../nbs/drift/02_columns.ipynb #9b1a7c9a
+# %% ../../nbs/drift/02_columns.ipynb #5d94c780
 def change_in_words(
     a:Column, # Reference
     b:Column, # Current, in the same bins
@@ -47,124 +52,186 @@ def change_in_words(
     "What changed most, with both numbers; '' where one side is empty"
     if not a.n or not b.n: return ""
     p, q = np.array(a.counts) / a.n, np.array(b.counts) / b.n
+    if a.kind in ("numeric", "time"): return _number_change(a, b, p, q)
     names = labels(a)
-    if a.kind in ("numeric", "time"):
-        (n, x, v), (m, y, w) = moments(a), moments(b)
-        odd = [(abs(q[i] - p[i]), i) for i in (-1, -2, -3)]
-        out = (q[0] + q[-4]) if a.low is not None else 0
-        if (top := max(odd))[0] > 0.05 or not n or not m: return f"{names[top[1]].strip('()')} {_percents(p[top[1]], q[top[1]])}"
-        shift = (y - x) / np.sqrt(v) if v > 0 else 0.0
-        tail = f", {out:.1%} outside the reference's range" if out > 0.002 else ""
-        if abs(shift) < 0.1 and v > 0 and w > 0 and abs(np.log(w / v)) > 0.2: return f"deviation {_number(v**.5, 'numeric')} → {_number(w**.5, 'numeric')}{tail}"
-        return f"mean {_number(x, a.kind)} → {_number(y, a.kind)}" + (f" ({shift:+.2f} deviations)" if v > 0 else "") + tail
-    i = int(np.argmax(np.abs(q - p)))
-    name = f"'{names[i]}'" if i < len(a.bins) else names[i].strip("()")
-    return f"{name} {_percents(p[i], q[i])}"
+    most = int(np.argmax(np.abs(q - p)))
+    name = f"'{names[most]}'" if most < len(a.bins) else names[most].strip("()")
+    return f"{name} {_percents(p[most], q[most])}"
 
-# %% ../../nbs/drift/02_columns.ipynb #9562965a
+# %% ../../nbs/drift/02_columns.ipynb #8ea47c09
+def _number_change(a, b, p, q):
+    "What changed most in a numeric column with the shares `p` and `q`"
+    present = sum(a.counts[:-3]) and sum(b.counts[:-3])
+    change, entry = max((abs(q[i] - p[i]), i) for i in (-1, -2, -3))     # missing, +inf, -inf
+    if change > 0.05 or not present: return f"{labels(a)[entry].strip('()')} {_percents(p[entry], q[entry])}"
+    outside = (q[0] + q[-4]) if a.low is not None else 0
+    tail = f", {outside:.1%} outside the reference's range" if outside > 0.002 else ""
+    return _moments_change(a, b) + tail
+
+# %% ../../nbs/drift/02_columns.ipynb #e7e9c070
+def _moments_change(a, b):
+    "The change of the mean; of the deviation where the mean hardly moved"
+    _, old_mean, old_variance = moments(a)
+    _, new_mean, new_variance = moments(b)
+    shift = (new_mean - old_mean) / np.sqrt(old_variance) if old_variance > 0 else 0.0
+    spread_known = old_variance > 0 and new_variance > 0
+    if abs(shift) < 0.1 and spread_known and abs(np.log(new_variance / old_variance)) > 0.2:
+        return f"deviation {_number(old_variance**.5, 'numeric')} → {_number(new_variance**.5, 'numeric')}"
+    deviations = f" ({shift:+.2f} deviations)" if old_variance > 0 else ""
+    return f"mean {_number(old_mean, a.kind)} → {_number(new_mean, a.kind)}{deviations}"
+
+# %% ../../nbs/drift/02_columns.ipynb #48ac1f6c
 def shares(
     *columns:Column, # The reference's, and others in the same bins
     top:int=10, # Categories at most
 )->tuple[list[str], list[np.ndarray]]: # Names of the bars; per column the share of its rows in each
     "Deciles of the first column, or its most frequent categories, for pictures"
-    a, counts = columns[0], [np.array(c, float) for c in decile_counts(*columns)]
-    if a.kind in ("numeric", "time") and a.low is not None:
-        at = groups(a, 10)[1:-1]
-        t = [_number((a.low, *a.bins)[np.flatnonzero(at == g)[0]], a.kind) for g in range(at.max() + 1)]
-        names = [*(["any"] if len(t) == 1 else [f"< {t[1]}", *(f"{x} to < {y}" for x, y in zip(t[1:], t[2:])), f"≥ {t[-1]}"]), "infinite", "missing"]
-    else: names = [x.strip("()") for x in (labels(a) if a.kind in ("categorical", "uncounted") else ["any", "infinite", "missing"])]
-    if len(names) > top + 2 and a.kind == "categorical":
-        keep = np.sort(np.argsort(-sum(c / max(c.sum(), 1) for c in counts), kind="stable")[:top])
-        rest = np.setdiff1d(np.arange(len(names)), keep)
-        counts, names = [np.r_[c[keep], c[rest].sum()] for c in counts], [*(names[i] for i in keep), f"{len(rest)} others"]
+    names = _bar_names(columns[0])
+    counts = [np.array(c, float) for c in decile_counts(*columns)]
+    if len(names) > top + 2 and columns[0].kind == "categorical": names, counts = _most_frequent(names, counts, top)
     used = np.sum(counts, axis=0) > 0
-    return [n for n, u in zip(names, used) if u], [c[used] / max(c.sum(), 1) for c in counts]
+    return [name for name, seen in zip(names, used) if seen], [c[used] / max(c.sum(), 1) for c in counts]
 
-# %% ../../nbs/drift/02_columns.ipynb #c0152ef1
+# %% ../../nbs/drift/02_columns.ipynb #cc1323b9
+def _bar_names(column):
+    "One name per entry of `decile_counts`"
+    if column.kind in ("categorical", "uncounted"): return [name.strip("()") for name in labels(column)]
+    if column.low is None: return ["any", "infinite", "missing"]
+    group = groups(column, 10)[1:-1]
+    edges = (column.low, *column.bins)
+    starts = [_number(edges[np.flatnonzero(group == g)[0]], column.kind) for g in range(group.max() + 1)]
+    if len(starts) == 1: return ["any", "infinite", "missing"]
+    inner = [f"{start} to < {end}" for start, end in zip(starts[1:], starts[2:])]
+    return [f"< {starts[1]}", *inner, f"≥ {starts[-1]}", "infinite", "missing"]
+
+# %% ../../nbs/drift/02_columns.ipynb #98ca8a90
+def _most_frequent(names, counts, top):
+    "The categories with the largest shares over all columns; the others are counted together, last"
+    frequency = sum(c / max(c.sum(), 1) for c in counts)
+    kept = np.sort(np.argsort(-frequency, kind="stable")[:top])
+    rest = np.setdiff1d(np.arange(len(names)), kept)
+    joined = [np.r_[c[kept], c[rest].sum()] for c in counts]
+    return [*(names[i] for i in kept), f"{len(rest)} others"], joined
+
+# %% ../../nbs/drift/02_columns.ipynb #11ffe0f8
+STATISTICS = ["js", "low", "high", "psi", "total_variation", "ks", "wasserstein", "chi2", "g",
+              "missing_change", "unseen_share", "outside_share"]
+
+# %% ../../nbs/drift/02_columns.ipynb #d7de111c
 def labelled(
     p:Profile, # With the target among its columns
     target:str, # The target
 )->Profile: # The same without the rows that have no label, in the target's column
     "A profile for the test of label drift: labels that are late are no drift"
-    return {k: replace(c, counts=(*c.counts[:-1], 0)) if k == target else c for k, c in p.items()}
+    if target not in p: return dict(p)
+    labels_only = replace(p[target], counts=(*p[target].counts[:-1], 0))
+    return p | {target: labels_only}
 
-# %% ../../nbs/drift/02_columns.ipynb #de7fa73c
-STATISTICS = ["js", "low", "high", "psi", "total_variation", "ks", "wasserstein", "chi2", "g", "missing_change", "unseen_share", "outside_share"]
-
+# %% ../../nbs/drift/02_columns.ipynb #f6705df7
 def _why_not(a, b, min_n):
-    "Why nothing can be said of a column, or ''"
+    "Why nothing can be stated about a column, or ''"
     if a.kind == "uncounted": return a.why
     if a.present == 0: return "the reference has no value of it"
     if min(a.n, b.n) < min_n: return f"fewer than {min_n} rows ({a.n:,} and {b.n:,})"
-    if np.count_nonzero(np.array(a.counts) + np.array(b.counts)) < 2: return "it has one value in both windows"
-    if a.kind == "categorical" and np.count_nonzero((np.array(a.counts) + np.array(b.counts))[:-1]) > 1 and np.count_nonzero(sum(cells(joiner(a, b)[0], a, b))[:-1]) < 2:
-        return "hardly any value occurs twice: an identifier or free text" if max(a.counts[:-2]) <= a.n // 20 else f"too few rows for its categories ({a.n:,} and {b.n:,})"
+    both = np.array(a.counts) + np.array(b.counts)
+    if np.count_nonzero(both) < 2: return "it has one value in both windows"
+    if a.kind == "categorical" and np.count_nonzero(both[:-1]) > 1: return _why_no_categories(a, b)
     return ""
 
-# %% ../../nbs/drift/02_columns.ipynb #8532ec6d
+# %% ../../nbs/drift/02_columns.ipynb #233d2f93
+def _why_no_categories(a, b):
+    "Why categories cannot be compared: all of them are too rare to be counted on their own"
+    at, _ = joiner(a, b)
+    tested = sum(cells(at, a, b))[:-1]
+    if np.count_nonzero(tested) >= 2: return ""
+    if max(a.counts[:-2]) <= a.n // 20: return "hardly any value occurs twice: an identifier or free text"
+    return f"too few rows for its categories ({a.n:,} and {b.n:,})"
+
+# %% ../../nbs/drift/02_columns.ipynb #bfdf9973
 def _interval(js, drawn):
-    "95% interval; redrawn distances are too large twice over, by chance in the counts and in the redraws, so their squares are corrected for it"
+    "95% interval of a distance from redrawn ones"
     bias = (drawn**2).mean() - js**2
     return percentiles(np.sqrt(np.clip(drawn**2 - 2 * bias, 0, None)), js)
 
-# %% ../../nbs/drift/02_columns.ipynb #4c949eb4
-def _column_row(name, a, b, history, min_n, draws, seed):
-    why, rng = _why_not(a, b, min_n), np.random.default_rng([seed, zlib.crc32(str(name).encode())])
-    row = dict.fromkeys(STATISTICS, np.nan) | dict(n=b.n, p=np.nan, effect=np.nan, why=why, words=change_in_words(a, b))
-    if why: return row
+# %% ../../nbs/drift/02_columns.ipynb #09a6a13e
+def _sizes(a, b, draws, rng):
+    "The sizes that every kind of column has"
     x, y = decile_counts(a, b)
     js = float(js_distance(x, y))
     low, high = _interval(js, js_distance(redraw(x, draws, rng), redraw(y, draws, rng)))
     chi2, g = chi_square(x, y)
-    row |= dict(js=js, low=low, high=high, psi=psi(x, y), total_variation=total_variation(x, y), chi2=chi2, g=g, effect=js, missing_change=b.missing / b.n - a.missing / a.n)
+    return dict(js=js, low=low, high=high, psi=psi(x, y), total_variation=total_variation(x, y), chi2=chi2, g=g,
+                effect=js, missing_change=b.missing / b.n - a.missing / a.n)
+
+# %% ../../nbs/drift/02_columns.ipynb #e8318ded
+def _number_sizes(a, b, js):
+    "The sizes that only numbers have, and the effect"
+    distance = wasserstein(a, b)
+    effect = float(np.fmax(js, np.minimum(1.0, distance / np.sqrt(8 * np.log(2)))))
+    outside_share = (b.counts[0] + b.counts[-4]) / max(b.present, 1)
+    return dict(ks=ks(a, b), wasserstein=distance, outside_share=outside_share, effect=effect)
+
+# %% ../../nbs/drift/02_columns.ipynb #4cf3afc6
+def _column_row(name, a, b, history, min_n, draws, seed):
+    "One column's row of a drift table; its source of chance depends on its own name only"
+    rng = np.random.default_rng([seed, zlib.crc32(str(name).encode())])
+    why = _why_not(a, b, min_n)
+    row = dict.fromkeys(STATISTICS, np.nan)
+    row |= dict(n=b.n, p=np.nan, effect=np.nan, why=why, words=change_in_words(a, b))
+    if why: return row
+    row |= _sizes(a, b, draws, rng)
     if a.kind == "categorical": row["unseen_share"] = b.counts[-2] / b.n
-    else:
-        row |= dict(ks=ks(a, b), wasserstein=wasserstein(a, b), outside_share=(b.counts[0] + b.counts[-4]) / max(b.present, 1))
-        row["effect"] = float(np.fmax(js, np.minimum(1.0, row["wasserstein"] / np.sqrt(8 * np.log(2)))))
+    else: row |= _number_sizes(a, b, row["js"])
     return row | dict(p=test_column(a, b, draws, rng, history))
 
-# %% ../../nbs/drift/02_columns.ipynb #64a56b42
+# %% ../../nbs/drift/02_columns.ipynb #d774da1d
 def drift_table(
     ref:Profile, # Of the reference
     cur:Profile, # Of the window, in the same bins
-    min_n:int=30, # Fewer rows on either side: cannot tell
+    min_n:int=30, # Fewer rows on either side: cannot be determined
     draws:int=2000, # Simulated windows, and redraws behind each interval
     seed:int=0, # For both; a column's chance does not depend on the other columns
-    history:list[Profile]=(), # Windows in which nothing was wrong: what they vary by is no drift
-)->pd.DataFrame: # One row per column: sizes, p, n, what changed in words, why nothing can be said
+    history:list[Profile]=(), # Windows in which nothing was wrong: their variation is no drift
+)->pd.DataFrame: # One row per column: sizes, p, n, what changed in words, why nothing can be stated
     "Size and p-value of every column's change; `ProfileMismatch` for other bins"
     check_bins(ref, cur)
-    for h in history: check_bins(ref, h)
-    def one(k): return _column_row(k, ref[k], cur[k], [h[k] for h in history], min_n, draws, seed)
-    with ThreadPoolExecutor() as pool: rows = list(pool.map(one, ref))
+    for window in history: check_bins(ref, window)
+    def row(name):
+        return _column_row(name, ref[name], cur[name], [window[name] for window in history], min_n, draws, seed)
+    with ThreadPoolExecutor() as pool: rows = list(pool.map(row, ref))
     return pd.DataFrame(rows, index=list(ref))
 
-# %% ../../nbs/drift/02_columns.ipynb #bb04b6bc
+# %% ../../nbs/drift/02_columns.ipynb #28a64d0b
 def decide(
     tables:dict[str, pd.DataFrame], # Window: rows with `p`, `effect` and `why`, such as from `drift_table`
     alpha:float=0.05, # False-alarm rate of the whole audit
-    floor:float=0.07, # An effect below it is small, however certain
+    floor:float=0.07, # A smaller effect is no drift, however significant
     joint_floor:float=0.1, # The same for tests of all columns together, in which every column's change adds up
-)->dict[str, pd.DataFrame]: # The same with `p_adjusted` and `drifted` (None: cannot tell)
-    "Which changes are certain, over all tests together, and not small"
-    out = {}
-    for k, t in adjust_tables(tables).items():
-        known, least = t.p.notna() & t.effect.notna(), np.where(t.joint.fillna(False).astype(bool), joint_floor, floor) if "joint" in t else floor
-        if "usual" in t: least = np.fmax(least, t.usual)          # what windows differ by when nothing is wrong
-        out[k] = t.assign(drifted=((t.p_adjusted < alpha) & (t.effect >= least)).astype(object).where(known, None))
-    return out
+)->dict[str, pd.DataFrame]: # The same with `p_adjusted` and `drifted` (None: cannot be determined)
+    "Which changes are significant, over all tests together, and not small"
+    adjusted = adjust_tables(tables)
+    return {name: table.assign(drifted=_drifted(table, alpha, floor, joint_floor)) for name, table in adjusted.items()}
 
-# %% ../../nbs/drift/02_columns.ipynb #7bd2a4e7
+# %% ../../nbs/drift/02_columns.ipynb #abb9f33e
+def _drifted(table, alpha, floor, joint_floor):
+    "True, False, or None where it cannot be determined"
+    least = floor
+    if "joint" in table: least = np.where(table.joint.fillna(False).astype(bool), joint_floor, floor)
+    if "usual" in table: least = np.fmax(least, table.usual)          # what windows differ by when nothing is wrong
+    known = table.p.notna() & table.effect.notna()
+    return ((table.p_adjusted < alpha) & (table.effect >= least)).astype(object).where(known, None)
+
+# %% ../../nbs/drift/02_columns.ipynb #f2deef58
 def rank(
     t:pd.DataFrame, # A decided table
     importance:dict[str, float], # Feature: its share of the model's importance; {} when unknown
 )->pd.DataFrame: # With `importance` and `impact`, largest impact first; then by drift
     "Rank columns by drift × importance to the model"
-    imp = pd.Series([importance.get(c, np.nan) for c in t.index], index=t.index, dtype=float)
-    t = t.assign(importance=imp, impact=t.js * imp)
-    return t.sort_values(["impact", "js"], ascending=False, kind="stable", na_position="last")
+    weight = pd.Series([importance.get(name, np.nan) for name in t.index], index=t.index, dtype=float)
+    table = t.assign(importance=weight, impact=t.js * weight)
+    return table.sort_values(["impact", "js"], ascending=False, kind="stable", na_position="last")
 
-# %% ../../nbs/drift/02_columns.ipynb #c9d76efa
+# %% ../../nbs/drift/02_columns.ipynb #f8a5846e
 def note(
     name:str, # A column
     r:pd.Series, # Its row of a decided table
@@ -172,10 +239,11 @@ def note(
     "A column's change in a sentence: what, how large, how sure"
     if r.why: return f"{name}: cannot tell, {r.why}"
     p = "p < 0.0001" if r.p_adjusted < 1e-4 else f"p = {r.p_adjusted:.2g}"
-    size = f"{size_word(r.js)} change, Jensen-Shannon distance {r.js:.2f}, " if np.isfinite(r.get("js", np.nan)) else ""
+    measured = np.isfinite(r.get("js", np.nan))
+    size = f"{size_word(r.js)} change, Jensen-Shannon distance {r.js:.2f}, " if measured else ""
     return f"{name}: {r.words} ({size}{p})"
 
-# %% ../../nbs/drift/02_columns.ipynb #91c848d6
+# %% ../../nbs/drift/02_columns.ipynb #5318daa1
 REPORTED = ["psi", "ks", "wasserstein", "total_variation", "missing_change", "unseen_share", "outside_share"]
 
 def drift_measures(
@@ -183,28 +251,54 @@ def drift_measures(
     features:list[str], # The columns that are the model's features
     importance:dict[str, float]|None=None, # Feature: its share of the model's importance
     ignored:float=0.01, # A feature with a smaller share is one that the model ignores
-)->list[dict]: # Measures per column, and of the window
+)->list[Measure]: # Measures per column, and of the window
     "A drift table as measures"
-    out = []
-    for k, r in rank(t, importance or {}).iterrows():
-        for s in REPORTED:
-            if np.isfinite(r.get(s, np.nan)): out.append(measure(s, k, r[s], r.n))
-        if pd.isna(r.get("joint")): out.append(measure("js_distance", k, r.js, r.n, r.low, r.high))
-        out.append(measure("p_adjusted", k, r.p_adjusted, r.n))
-        out.append({**measure("drifted", k, None if r.drifted is None else float(r.drifted), r.n), "note": note(k, r)})
-        if np.isfinite(r.impact): out.append(measure("drift_impact", k, r.impact, r.n))
+    ranked = rank(t, importance or {})
+    out = [found for name, row in ranked.iterrows() for found in _column_measures(name, row)]
     return out + _window_measures(t, features, importance, ignored)
 
-# %% ../../nbs/drift/02_columns.ipynb #6c825e4e
-def _window_measures(t, features, importance, ignored):
-    f = t.loc[features]
-    n, unknown = int(f.n.min()) if len(f) else 0, [k for k in features if t.drifted[k] is None]
-    def of(name, value): return {**measure(name, "features", None if unknown or not len(f) else value, n), **({"note": "; ".join(note(k, t.loc[k]) for k in unknown)} if unknown else {})}
-    out = [of("drift_share", f.drifted.astype(float).mean() if not unknown else None)]
-    if "joint" in t and len(j := t[t.joint.notna()]):
-        lost = [k for k in j.index if j.drifted[k] is None]
-        out.append({**measure("joint_drift", "all columns", None if lost else j.drifted.astype(float).mean(), int(j.n.min())), **({"note": "; ".join(note(k, j.loc[k]) for k in lost)} if lost else {})})
-    if importance:
-        w = pd.Series({k: v if (v := importance.get(k, 0.0)) >= ignored else 0.0 for k in features})
-        out += [of("drift_importance", float((w * f.drifted.astype(float)).sum()) if not unknown else None), of("drift_impact", float((w * f.js).sum()))]
+# %% ../../nbs/drift/02_columns.ipynb #63805671
+def _column_measures(name, row):
+    "The measures of one row of a decided table"
+    out = [measure(size, name, row[size], row.n) for size in REPORTED if np.isfinite(row.get(size, np.nan))]
+    if pd.isna(row.get("joint")): out.append(measure("js_distance", name, row.js, row.n, row.low, row.high))
+    drifted = None if row.drifted is None else float(row.drifted)
+    out += [measure("p_adjusted", name, row.p_adjusted, row.n),
+            measure("drifted", name, drifted, row.n, note=note(name, row))]
+    if np.isfinite(row.impact): out.append(measure("drift_impact", name, row.impact, row.n))
     return out
+
+# %% ../../nbs/drift/02_columns.ipynb #cb1350dc
+def _window_measures(t, features, importance, ignored):
+    "The measures of a whole window"
+    table = t.loc[features]
+    unknown = _unknown_notes(table)
+    n = int(table.n.min()) if len(table) else 0
+    def of_features(name, value):
+        return measure(name, "features", None if unknown or not len(table) else value, n, note=unknown)
+    drifted = table.drifted.astype(float)
+    out = [of_features("drift_share", drifted.mean() if not unknown else None)]
+    if "joint" in t and t.joint.notna().any(): out.append(_joint_measure(t[t.joint.notna()]))
+    if importance:
+        weight = _weights(features, importance, ignored)
+        out += [of_features("drift_importance", float((weight * drifted).sum()) if not unknown else None),
+                of_features("drift_impact", float((weight * table.js).sum()))]
+    return out
+
+# %% ../../nbs/drift/02_columns.ipynb #5effd94e
+def _unknown_notes(table):
+    "Why rows of a decided table are undetermined, in one text"
+    return "; ".join(note(name, table.loc[name]) for name in table.index if table.drifted[name] is None)
+
+# %% ../../nbs/drift/02_columns.ipynb #f4828ec8
+def _joint_measure(joint):
+    "The share of the tests of all columns together that found drift"
+    unknown = _unknown_notes(joint)
+    share = None if unknown else joint.drifted.astype(float).mean()
+    return measure("joint_drift", "all columns", share, int(joint.n.min()), note=unknown)
+
+# %% ../../nbs/drift/02_columns.ipynb #6ca43546
+def _weights(features, importance, ignored):
+    "Importance per feature; 0 for those that the model ignores"
+    weights = {name: importance.get(name, 0.0) for name in features}
+    return pd.Series({name: weight if weight >= ignored else 0.0 for name, weight in weights.items()})

@@ -5,37 +5,44 @@
 # %% auto #0
 __all__ = ['js_distance', 'psi', 'total_variation', 'chi_square', 'ks', 'wasserstein', 'groups', 'grouped', 'decile_counts']
 
-# %% ../../nbs/drift/00_distances.ipynb #dbea21b7
+# %% ../../nbs/drift/00_distances.ipynb #561f0b97
 import numpy as np
 
 from ..profile.column import Column, bin_means, moments
 
-# %% ../../nbs/drift/00_distances.ipynb #763b19bd
+# %% ../../nbs/drift/00_distances.ipynb #2d5ab322
 def js_distance(
     a:np.ndarray, # Counts or shares on the last axis
     b:np.ndarray, # The same bins
 )->np.ndarray: # 0 to 1
-    "Jensen-Shannon distance, base 2 (Lin 1991; Endres and Schindelin 2003); NaN when one side is empty"
+    "Jensen-Shannon distance, base 2; NaN when one side is empty"
     with np.errstate(all="ignore"):
         a, b = np.asarray(a, float), np.asarray(b, float)
-        p, q = a / a.sum(-1, keepdims=True), b / b.sum(-1, keepdims=True)
-        m = (p + q) / 2
-        def kl(x): return np.where(x > 0, x * np.log2(x / m), 0 * m).sum(-1)
-        return np.sqrt(np.clip((kl(p) + kl(q)) / 2, 0, None))
+        p = a / a.sum(-1, keepdims=True)
+        q = b / b.sum(-1, keepdims=True)
+        midpoint = (p + q) / 2
+        divergence = (_divergence(p, midpoint) + _divergence(q, midpoint)) / 2
+        return np.sqrt(np.clip(divergence, 0, None))
 
-# %% ../../nbs/drift/00_distances.ipynb #62db5b15
+# %% ../../nbs/drift/00_distances.ipynb #44bc946d
+def _divergence(p, midpoint):
+    "Kullback-Leibler divergence in bits; a bin without rows adds nothing"
+    return np.where(p > 0, p * np.log2(p / midpoint), 0 * midpoint).sum(-1)
+
+# %% ../../nbs/drift/00_distances.ipynb #babda8fc
 def psi(
     a:np.ndarray, # Reference counts
     b:np.ndarray, # Current counts in the same bins
 )->float: # Population stability index
-    "PSI (Siddiqi 2006), 0 to ∞; bins empty on both sides are left out, a bin empty on one side counts half a row; NaN when one side is empty"
-    a, b = (np.asarray(x, float) for x in (a, b))
+    "PSI, 0 to ∞; bins empty on both sides are left out; NaN when one side is empty"
+    a, b = np.asarray(a, float), np.asarray(b, float)
     if not a.sum() or not b.sum(): return np.nan
-    keep = a + b > 0
-    p, q = (np.maximum(x[keep], 0.5) / x.sum() for x in (a, b))
+    used = a + b > 0
+    p = np.maximum(a[used], 0.5) / a.sum()
+    q = np.maximum(b[used], 0.5) / b.sum()
     return float(np.sum((p - q) * np.log(p / q)))
 
-# %% ../../nbs/drift/00_distances.ipynb #f20faf12
+# %% ../../nbs/drift/00_distances.ipynb #fd1cbb6f
 def total_variation(
     a:np.ndarray, # Reference counts
     b:np.ndarray, # Current counts in the same bins
@@ -44,74 +51,107 @@ def total_variation(
     if not np.sum(a) or not np.sum(b): return np.nan
     return float(np.abs(a / np.sum(a) - b / np.sum(b)).sum() / 2)
 
-# %% ../../nbs/drift/00_distances.ipynb #8bdd7b87
+# %% ../../nbs/drift/00_distances.ipynb #5f6f99b1
 def chi_square(
     a:np.ndarray, # Reference counts
     b:np.ndarray, # Current counts in the same bins
 )->tuple[float, float]: # Pearson's statistic, G
-    "Chi-square (Pearson 1900) and likelihood-ratio statistic (Wilks 1935) of homogeneity, 0 to ∞; NaN when one side is empty"
-    a, b = (np.asarray(x, float)[np.asarray(a) + np.asarray(b) > 0] for x in (a, b))
+    "Both statistics of homogeneity, 0 to ∞; NaN when one side is empty"
+    used = np.asarray(a) + np.asarray(b) > 0
+    a, b = np.asarray(a, float)[used], np.asarray(b, float)[used]
     if not a.sum() or not b.sum(): return np.nan, np.nan
-    t = np.array([a, b])
-    e = t.sum(0) * t.sum(1, keepdims=True) / t.sum()
-    return float(((t - e) ** 2 / e).sum()), float(2 * (t * np.log(np.where(t > 0, t / e, 1))).sum())
+    table = np.array([a, b])
+    expected = table.sum(0) * table.sum(1, keepdims=True) / table.sum()
+    pearson = ((table - expected) ** 2 / expected).sum()
+    log_ratio = np.log(np.where(table > 0, table / expected, 1))
+    return float(pearson), float(2 * (table * log_ratio).sum())
 
-# %% ../../nbs/drift/00_distances.ipynb #4000666d
-def _finite(c): return np.array(c.counts[:-3], float)
+# %% ../../nbs/drift/00_distances.ipynb #ba0f1131
+def _finite(column):
+    "Counts of a numeric column without its last three entries: -inf, +inf, missing"
+    return np.array(column.counts[:-3], float)
 
-# %% ../../nbs/drift/00_distances.ipynb #469f3776
+# %% ../../nbs/drift/00_distances.ipynb #47a73b9d
 def ks(
     a:Column, # Reference, numeric
     b:Column, # Current, in the same bins
 )->float: # 0 to 1
-    "Distance of Kolmogorov (1933) and Smirnov (1948) at the bins' edges; below the exact one by at most the largest share in one bin; NaN when one side has no finite value"
+    "Distance of Kolmogorov (1933) and Smirnov (1948) at the edges of the bins; NaN when one side has no finite value"
     x, y = _finite(a), _finite(b)
     if not x.sum() or not y.sum(): return np.nan
-    return float(np.abs(np.cumsum(x) / x.sum() - np.cumsum(y) / y.sum()).max())
+    gap = np.cumsum(x) / x.sum() - np.cumsum(y) / y.sum()
+    return float(np.abs(gap).max())
 
-# %% ../../nbs/drift/00_distances.ipynb #b8044b93
+# %% ../../nbs/drift/00_distances.ipynb #202634f4
 def wasserstein(
     a:Column, # Reference, numeric
     b:Column, # Current, in the same bins
-)->float: # In reference deviations
-    "First Wasserstein distance (Kantorovich 1942) between the bins' means, over the reference's deviation; off by at most the sum over the bins of the larger half-width times both shares in it; NaN without finite values or for a constant reference"
-    (n, _, v), (m, _, _) = moments(a), moments(b)
-    if n < 2 or not m or not v > 0: return np.nan
-    at = np.r_[bin_means(a), bin_means(b)]
-    w = np.r_[_finite(a) / n, -_finite(b) / m]
-    keep = ~np.isnan(at)
-    order = np.argsort(at[keep], kind="stable")
-    return float((np.abs(np.cumsum(w[keep][order])[:-1]) * np.diff(at[keep][order])).sum() / np.sqrt(v))
+)->float: # In standard deviations of the reference
+    "First Wasserstein distance between the means of the bins; NaN without finite values or for a constant reference"
+    n_old, _, variance = moments(a)
+    n_new, _, _ = moments(b)
+    if n_old < 2 or not n_new or not variance > 0: return np.nan
+    places = np.r_[bin_means(a), bin_means(b)]
+    weights = np.r_[_finite(a) / n_old, -_finite(b) / n_new]
+    known = ~np.isnan(places)
+    order = np.argsort(places[known], kind="stable")
+    gap = np.cumsum(weights[known][order])[:-1]
+    area = (np.abs(gap) * np.diff(places[known][order])).sum()
+    return float(area / np.sqrt(variance))
 
-# %% ../../nbs/drift/00_distances.ipynb #78385f09
+# %% ../../nbs/drift/00_distances.ipynb #9b21a74d
 def groups(
     c:Column, # The reference's column
     k:int, # Groups at most
 )->np.ndarray: # Group of each entry of `counts` but the last three
-    "Merge fine bins into about `k` groups of equal reference count; what is outside the reference's range joins the outermost groups"
-    n = np.array(c.counts[:-3], float)
-    if not n.sum(): return np.zeros(len(n), int)
-    if c.each and np.count_nonzero(n) <= k: at = np.cumsum(n > 0) - (n > 0)
-    else: at = np.floor((np.cumsum(n) - 0.5 * n) / n.sum() * k).astype(int)
-    at[-1] = at[-2]; at[0] = at[1] if len(at) > 2 else at[0]
-    return np.unique(at, return_inverse=True)[1]
+    "Merge fine bins into about `k` groups of equal reference count; values outside its range join the outermost groups"
+    rows = np.array(c.counts[:-3], float)
+    if not rows.sum(): return np.zeros(len(rows), int)
+    group = _group_of_each_bin(rows, k, one_value_per_bin=c.each)
+    group[-1] = group[-2]
+    if len(group) > 2: group[0] = group[1]
+    return np.unique(group, return_inverse=True)[1]
 
-# %% ../../nbs/drift/00_distances.ipynb #4e1147c1
+# %% ../../nbs/drift/00_distances.ipynb #6896dfc5
+def _group_of_each_bin(rows, k, one_value_per_bin):
+    "Few different values keep a group each; otherwise a bin's middle row decides its group"
+    if one_value_per_bin and np.count_nonzero(rows) <= k: return np.cumsum(rows > 0) - (rows > 0)
+    middle = np.cumsum(rows) - 0.5 * rows
+    return np.floor(middle / rows.sum() * k).astype(int)
+
+# %% ../../nbs/drift/00_distances.ipynb #7badbbef
 def grouped(
     k:int, # Groups of a numeric column
     *columns:Column, # The reference's, and others in the same bins
-)->list[np.ndarray]: # Per column: below the reference's range, the groups, above it, -inf, +inf, missing; or the categories as they are
-    "Counts in groups of equal reference count, what is outside the range apart"
-    a = columns[0]
-    if a.kind not in ("numeric", "time"): return [np.array(c.counts) for c in columns]
-    at = 1 + groups(a, k)
-    at[0], at[-1] = 0, at[-2] + 1
-    return [np.r_[np.bincount(at, weights=c.counts[:-3], minlength=at[-1] + 1), c.counts[-3:]] for c in columns]
+)->list[np.ndarray]: # Per column: below the reference's range, the groups, above it, -inf, +inf, missing; or categories
+    "Counts in groups of equal reference count; what is outside the range is counted apart; categories stay as they are"
+    reference = columns[0]
+    if reference.kind not in ("numeric", "time"): return [np.array(c.counts) for c in columns]
+    group = 1 + groups(reference, k)
+    group[0] = 0
+    group[-1] = group[-2] + 1
+    return [_counts_by_group(column, group) for column in columns]
 
-# %% ../../nbs/drift/00_distances.ipynb #226c5c35
+# %% ../../nbs/drift/00_distances.ipynb #ec029194
+def _counts_by_group(column, group):
+    "Counts of the groups, then -inf, +inf and missing"
+    inner = np.bincount(group, weights=column.counts[:-3], minlength=group[-1] + 1)
+    return np.r_[inner, column.counts[-3:]]
+
+# %% ../../nbs/drift/00_distances.ipynb #f3032efa
 def decile_counts(
     *columns:Column, # The reference's, and others in the same bins
 )->list[np.ndarray]: # Per column: deciles, infinite, missing; or the categories as they are
-    "Counts in the reference's deciles with open ends, as PSI uses them; below, at and above the value of a constant reference"
-    if columns[0].kind not in ("numeric", "time"): return grouped(10, *columns)
-    return [np.r_[c[0] + c[1], c[2:-5], c[-5] + c[-4], c[-3] + c[-2], c[-1]] if len(c) > 6 else np.r_[c[:3], c[3:5].sum(), c[-1]] for c in grouped(10, *columns)]
+    "Counts in the reference's deciles with open ends; below, at and above the value of a constant reference"
+    counts = grouped(10, *columns)
+    if columns[0].kind not in ("numeric", "time"): return counts
+    return [_open_ends(c) for c in counts]
+
+# %% ../../nbs/drift/00_distances.ipynb #5c7338b3
+def _open_ends(counts):
+    "Join what is outside the range with the outermost deciles, and -inf with +inf"
+    if len(counts) <= 6: return np.r_[counts[:3], counts[3:5].sum(), counts[-1]]
+    lowest = counts[0] + counts[1]
+    highest = counts[-5] + counts[-4]
+    infinite = counts[-3] + counts[-2]
+    return np.r_[lowest, counts[2:-5], highest, infinite, counts[-1]]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMBINED', 'Combined', 'combined']
 
-# %% ../../nbs/drift/04_joint.ipynb #808f36f7
+# %% ../../nbs/drift/04_joint.ipynb #a894839a
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from .slices import Slice, find_slices
 from ..model.encoding import design, pooled_codes
 from ..stats.two_sample import Domain, Mmd, domain_classifier, js_of_auc, mmd
 
-# %% ../../nbs/drift/04_joint.ipynb #c290f916
+# %% ../../nbs/drift/04_joint.ipynb #21b1e4d6
 @dataclass(frozen=True)
 class Combined:
     "What the tests of combinations found in one window"
@@ -24,42 +24,87 @@ class Combined:
     mmd: Mmd
     slices: list[Slice] = field(default_factory=list)
 
-# %% ../../nbs/drift/04_joint.ipynb #dd219346
+# %% ../../nbs/drift/04_joint.ipynb #0200a61f
 COMBINED = ("domain classifier", "mean discrepancy", "slices")
 
-# %% ../../nbs/drift/04_joint.ipynb #86367c06
+# %% ../../nbs/drift/04_joint.ipynb #4e502bc0
 def _usual(effects, level=0.99):
-    "Upper bound of the effect of one more quiet window: normal prediction bound of as many as there are"
+    "Upper bound of the effect of one more quiet window; `effects` is quiet windows x tests"
     n = len(effects)
-    return np.mean(effects, axis=0) + stdtrit(n - 1, level) * np.std(effects, axis=0, ddof=1) * np.sqrt(1 + 1 / n)
+    deviation = np.std(effects, axis=0, ddof=1)
+    return np.mean(effects, axis=0) + stdtrit(n - 1, level) * deviation * np.sqrt(1 + 1 / n)
 
-# %% ../../nbs/drift/04_joint.ipynb #dd3e5eff
+# %% ../../nbs/drift/04_joint.ipynb #7a31ad3c
+def _usual_effects(columns, old, history, min_n, seed):
+    "The usual effect of each test; 0 with fewer than 3 quiet windows"
+    if len(history) < 3: return [0.0] * 3
+    quick = dict(shuffles=20, permutations=1, explain=False)
+    tables = [combined(columns, old, window, min_n, seed, **quick)[0] for window in history]
+    return _usual([table.effect.fillna(0) for table in tables])
+
+# %% ../../nbs/drift/04_joint.ipynb #ed272ab9
+def _test_row(n, p, effect, why="", words="", joint=True):
+    "One row under a drift table; `joint` is False for the slices, whose effect is that of a part of the rows"
+    return dict(n=n, p=p, effect=effect, why=why, words=words, joint=joint)
+
+# %% ../../nbs/drift/04_joint.ipynb #9907acee
+def _why_not(columns, old, new, min_n):
+    "Why whole rows cannot be compared, or ''"
+    if min(len(old), len(new)) < max(min_n, 8): return f"fewer than {min_n} rows"
+    if not (columns.numeric or columns.categorical): return "no feature can be compared"
+    return ""
+
+# %% ../../nbs/drift/04_joint.ipynb #f8de6de5
+def _scores(old, new):
+    "The scores of both windows, or None unless every row of both has one"
+    for rows in (old, new):
+        if "score" not in rows or not pd.api.types.is_float_dtype(rows.score): return None
+        if rows.score.isna().any(): return None
+    return old.score.to_numpy(), new.score.to_numpy()
+
+# %% ../../nbs/drift/04_joint.ipynb #cd5d7fef
+def _domain_row(domain, n):
+    "The domain classifier's row, with the three features that distinguish the windows best"
+    best = [name for name, loss in list(domain.drops.items())[:3] if loss > 0.005]
+    words = f"rows of the two windows are told apart with AUC {domain.auc:.2f}"
+    if best: words += f", by {', '.join(best)}"
+    return _test_row(n, domain.p, js_of_auc(domain.auc), words=words)
+
+# %% ../../nbs/drift/04_joint.ipynb #5f9ee099
+def _mmd_row(kernel, n):
+    "The mean discrepancy's row"
+    words = f"the windows lie {kernel.value:.2g} apart, witness AUC {kernel.auc:.2f}"
+    return _test_row(n, kernel.p, js_of_auc(kernel.auc), words=words)
+
+# %% ../../nbs/drift/04_joint.ipynb #3d9a2421
+def _slice_row(p, slices, n):
+    "The search's row; its effect is that of the largest significant slice"
+    effect = max((s.effect for s in slices if s.p <= 0.05), default=0.0)
+    why = "" if np.isfinite(p) else "no feature can be cut"
+    words = slices[0].words if slices else "no slice deviates"
+    return _test_row(n, p, effect, why, words, joint=False)
+
+# %% ../../nbs/drift/04_joint.ipynb #e0402bd9
 def combined(
     columns, # Anything with lists `numeric` and `categorical`: a card, an `Encoder`
-    old:pd.DataFrame, # Reference rows; with the model's scores in a column `score`, slices are searched for them too
+    old:pd.DataFrame, # Reference rows; with a column `score`, slices are searched for its changes too
     new:pd.DataFrame, # Rows of the window
-    min_n:int=30, # Fewer rows: cannot tell
+    min_n:int=30, # Fewer rows: cannot be determined
     seed:int=0, # For everything that draws
     shuffles:int=200, # Of the slice search
     permutations:int=500, # Of the mean discrepancy
-    history:list[pd.DataFrame]=(), # Windows in which nothing was wrong, at least 3: a change of the size of theirs is usual
+    history:list[pd.DataFrame]=(), # At least 3 windows in which nothing was wrong: a change of their size is usual
     max_rows:int=100_000, # Rows of each window that are used
-    explain:bool=True, # Measure which features tell the windows apart
+    explain:bool=True, # Measure which features distinguish the windows
 )->tuple[pd.DataFrame, Combined|None]: # Rows to put under a `drift_table`, before `decide`; details
     "Domain classifier, mean discrepancy and slice search of one window"
-    usual = _usual([combined(columns, old, h, min_n, seed, 20, 1, explain=False)[0].effect.fillna(0) for h in history]) if len(history) > 2 else [0.0] * 3
-    def row(p, effect, why="", words="", joint=True): return dict(n=len(new), p=p, effect=effect, why=why, words=words, joint=joint)
-    why = f"fewer than {min_n} rows" if min(len(old), len(new)) < max(min_n, 8) else "no feature can be compared" if not (columns.numeric or columns.categorical) else ""
-    if why: return pd.DataFrame([row(np.nan, np.nan, why)] * 3, index=COMBINED).assign(usual=usual), None
-    old, new = (d.sample(max_rows, random_state=seed) if len(d) > max_rows else d for d in (old, new))
-    enc, A, B = pooled_codes(columns, old, new)
-    d = domain_classifier(A, B, enc.features, seed, explain=explain)
-    k = mmd(design(enc, A), design(enc, B), seed, permutations)
-    score = (old.score.to_numpy(), new.score.to_numpy()) if all("score" in d and pd.api.types.is_float_dtype(d.score) and d.score.notna().all() for d in (old, new)) else None
-    p, slices = find_slices(enc, A, B, score, seed, shuffles, min_n)
-    top = slices[0] if slices else None
-    told = ", ".join(f for f, v in list(d.drops.items())[:3] if v > 0.005)
-    rows = [row(d.p, js_of_auc(d.auc), words=f"rows of the two windows are told apart with AUC {d.auc:.2f}" + (f", by {told}" if told else "")),
-            row(k.p, js_of_auc(k.auc), words=f"the windows lie {k.value:.2g} apart, witness AUC {k.auc:.2f}"),
-            row(p, max((s.effect for s in slices if s.p <= 0.05), default=0.0), "" if np.isfinite(p) else "no feature can be cut", top.words if top else "no slice deviates", joint=False)]
-    return pd.DataFrame(rows, index=COMBINED).assign(usual=usual), Combined(d, k, slices)
+    usual = _usual_effects(columns, old, history, min_n, seed)
+    if why := _why_not(columns, old, new, min_n):
+        return pd.DataFrame([_test_row(len(new), np.nan, np.nan, why)] * 3, index=COMBINED).assign(usual=usual), None
+    old, new = (rows.sample(max_rows, random_state=seed) if len(rows) > max_rows else rows for rows in (old, new))
+    encoder, Z_old, Z_new = pooled_codes(columns, old, new)
+    domain = domain_classifier(Z_old, Z_new, encoder.features, seed, explain=explain)
+    kernel = mmd(design(encoder, Z_old), design(encoder, Z_new), seed, permutations)
+    p, slices = find_slices(encoder, Z_old, Z_new, _scores(old, new), seed, shuffles, min_n)
+    rows = [_domain_row(domain, len(new)), _mmd_row(kernel, len(new)), _slice_row(p, slices, len(new))]
+    return pd.DataFrame(rows, index=COMBINED).assign(usual=usual), Combined(domain, kernel, slices)

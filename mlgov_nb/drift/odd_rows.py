@@ -5,37 +5,45 @@
 # %% auto #0
 __all__ = ['outlier_measures', 'worst_rows']
 
-# %% ../../nbs/drift/05_odd_rows.ipynb #6b5bd007
+# %% ../../nbs/drift/05_odd_rows.ipynb #0479e9ff
 import numpy as np
 import pandas as pd
 
 from ..model.encoding import codes, shown
 from ..model.outliers import Outliers
-from ..stats.measures import measure, rate
+from ..stats.measures import Measure, measure, rate
 
-# %% ../../nbs/drift/05_odd_rows.ipynb #ec8e9e57
+# %% ../../nbs/drift/05_odd_rows.ipynb #8cf23397
 def outlier_measures(
     o:Outliers|None, # From `fit_outliers`; None where the reference is too small for it
     Z:np.ndarray, # Codes of a window
     min_n:int=30, # Fewer rows: no number
-)->list[dict]: # The share of outliers
-    "Share of rows that would be odd in the reference, with Wilson's interval; None where the reference was too small to set the threshold"
+)->list[Measure]: # The share of outliers
+    "Share of unusual rows, with Wilson's interval; None where the reference was too small to set the threshold"
     if o is None or not np.isfinite(o.cut): return [measure("outlier_share", "all rows", None, len(Z))]
-    return [rate("outlier_share", "all rows", int((o.score(Z) > o.cut).sum()), len(Z), min_n)]
+    unusual = int((o.score(Z) > o.cut).sum())
+    return [rate("outlier_share", "all rows", unusual, len(Z), min_n)]
 
-# %% ../../nbs/drift/05_odd_rows.ipynb #9fae91f6
+# %% ../../nbs/drift/05_odd_rows.ipynb #878cefad
 def worst_rows(
     o:Outliers, # From `fit_outliers`
     df:pd.DataFrame, # Rows of a window
     k:int=10, # How many
 )->pd.DataFrame: # Row number, score, why: never an identifier
-    "The rows that would be oddest in the reference, and why"
+    "The rows that would be the most unusual in the reference, and why"
     Z = codes(o.encoder, df)
-    s, digits = o.score(Z), o.digits(Z)
-    cols, joint = digits[:, :-1], digits[:, -1]
-    def why(i):
-        top = [j for j in np.argsort(-cols[i], kind="stable")[:3] if cols[i, j] - np.log10(Z.shape[1]) > 1]
-        said = [f"{o.encoder.features[j]} = {shown(o.encoder, Z[i])[j]}" for j in top]
-        return "; ".join([*said, *(["an unusual combination"] if joint[i] > cols[i].max() - np.log10(Z.shape[1]) else [])]) or "an unusual combination"
-    at = np.argsort(-s, kind="stable")[:k]
-    return pd.DataFrame(dict(row=at, surprise=s[at].round(2), outlier=s[at] > o.cut, why=[why(i) for i in at]))
+    surprise, digits = o.score(Z), o.digits(Z)
+    largest = np.argsort(-surprise, kind="stable")[:k]
+    reasons = [_reason(o.encoder, Z[row], digits[row]) for row in largest]
+    scores = surprise[largest]
+    return pd.DataFrame(dict(row=largest, surprise=scores.round(2), outlier=scores > o.cut, why=reasons))
+
+# %% ../../nbs/drift/05_odd_rows.ipynb #a6935d32
+def _reason(encoder, z, digits):
+    "Why a row is unusual; `digits` of its values and, last, of their combination"
+    values, combination = digits[:-1], digits[-1]
+    correction = np.log10(len(z))
+    rarest = [j for j in np.argsort(-values, kind="stable")[:3] if values[j] - correction > 1]
+    texts = [f"{encoder.features[j]} = {shown(encoder, z)[j]}" for j in rarest]
+    if combination > values.max() - correction or not texts: texts.append("an unusual combination")
+    return "; ".join(texts)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['flag', 'reasons', 'find_row', 'explain_row']
 
-# %% ../../nbs/explanation/02_reasons.ipynb #68ae0f33
+# %% ../../nbs/explanation/02_reasons.ipynb #d073eab0
 from pathlib import Path
 
 import pandas as pd
@@ -17,17 +17,27 @@ from .counterfactuals import counterfactuals
 from ..model.artifact import Artifact, card_of, load
 from ..model.contributions import Explanation, contributions, explain, ranked
 
-# %% ../../nbs/explanation/02_reasons.ipynb #999e396b
+# %% ../../nbs/explanation/02_reasons.ipynb #caf36d3a
 def flag(
     card:Card, # The model's card
     feature:str, # One of its features
 )->str: # '' when there is nothing to look at
-    "Does a feature name a protected attribute, or stand in for one?"
-    own = [k for k, p in card.protected.items() if p.column == feature]
-    near = [k for k, p in card.protected.items() if feature in p.proxies and k not in own]
-    return f"protected attribute: {', '.join(own)}" if own else f"stands in for {', '.join(near)}" if near else ""
+    "Does a feature name a protected attribute, or is it a proxy for one?"
+    own = [name for name, attribute in card.protected.items() if attribute.column == feature]
+    if own: return f"protected attribute: {', '.join(own)}"
+    proxy_for = [name for name, attribute in card.protected.items() if feature in attribute.proxies]
+    return f"is a proxy for {', '.join(proxy_for)}" if proxy_for else ""
 
-# %% ../../nbs/explanation/02_reasons.ipynb #a670d0f5
+# %% ../../nbs/explanation/02_reasons.ipynb #ea4e5027
+def _sentence(card, feature, value, contribution):
+    "A contribution in the card's words"
+    way = "raises" if contribution > 0 else "lowers"
+    phrases = card.phrases.get(feature)
+    if phrases is None or value.startswith("missing"):
+        return f"{card.columns.get(feature, feature)}: {value} {way} the score"
+    return getattr(phrases, way).replace("{value}", value)
+
+# %% ../../nbs/explanation/02_reasons.ipynb #f5af6ebe
 def reasons(
     art:Artifact, # The model
     card:Card, # Its card
@@ -36,42 +46,54 @@ def reasons(
     top:int=4, # At most so many (US Regulation B names up to four)
     order:list[dict]|None=None, # From `ranked`, where it is known already
 )->list[dict]: # feature, value, contribution, in_score, text, flag; largest first
-    "The largest contributions to one row's score as sentences"
+    "The largest contributions to one row's score as sentences; features without a contribution are left out"
     out = []
-    for r in (order or ranked(ex, art.encoder, i))[:top]:
-        if r["contribution"] == 0: continue
-        f, value = r["feature"], r["value"]
-        p, way = card.phrases.get(f) if not value.startswith("missing") else None, "raises" if r["contribution"] > 0 else "lowers"
-        text = getattr(p, way).replace("{value}", value) if p else f"{card.columns.get(f, f)}: {value} {way} the score"
-        out.append(dict(r, text=text, flag=flag(card, f)))
+    for row in (order or ranked(ex, art.encoder, i))[:top]:
+        feature, contribution = row["feature"], row["contribution"]
+        if contribution == 0: continue
+        text = _sentence(card, feature, row["value"], contribution)
+        out.append(dict(row, text=text, flag=flag(card, feature)))
     return out
 
-# %% ../../nbs/explanation/02_reasons.ipynb #2ee7a16e
+# %% ../../nbs/explanation/02_reasons.ipynb #1bc852a3
 def find_row(
     card:Card, # The model's card
     file:Path, # CSV or Parquet with the card's id and features
     row:str, # The id
 )->pd.DataFrame: # One prepared row
-    "The row of a file with a given id; `DataError` says what is there"
+    "The row of a file with a given id; `DataError` states why there is none"
     bare = card.model_copy(update={"protected": {}, "time": None})
     rows, refused = prepare(read_rows(file), bare, where=str(file))
-    got = rows[rows[card.id].astype(str) == str(row)]
+    found = rows[rows[card.id].astype(str) == str(row)]
     bad = refused[refused[card.id].astype(str) == str(row)] if len(refused) else refused
-    if (n := len(got) + len(bad)) > 1: raise DataError(f"{file}: {n:,} rows have {card.id} {row}; an id must name one row")
-    if len(got): return got
+    count = len(found) + len(bad)
+    if count > 1: raise DataError(f"{file}: {count:,} rows have {card.id} {row}; an id must name one row")
+    if len(found): return found
     if len(bad): raise DataError(f"{file}: the row with {card.id} {row} is refused: {bad.reason.iloc[0]}")
-    raise DataError(f"{file}: no row with {card.id} {row}; there are {len(rows):,} rows, such as {card.id} {', '.join(map(str, rows[card.id].head(3)))}")
+    some = ", ".join(map(str, rows[card.id].head(3)))
+    there = f"there are {len(rows):,} rows, such as {card.id} {some}"
+    raise DataError(f"{file}: no row with {card.id} {row}; {there}")
 
-# %% ../../nbs/explanation/02_reasons.ipynb #a0fe9d0f
+# %% ../../nbs/explanation/02_reasons.ipynb #d8722062
 def explain_row(
     model:Path, # Artifact folder
     file:Path, # CSV or Parquet with the card's id and features
     row:str, # The id
 )->dict: # model, score, decision, base, contributions, reasons, counterfactuals
-    "Score, reasons and counterfactuals of one row of a file"
+    "Score, reasons and counterfactuals of one row of a file; a regression has no decision and no counterfactuals"
     art = load(model)
     card = card_of(art)
     ex = explain(art, find_row(card, file, row))
-    score, binary = float(ex.score[0]), art.task == "binary"
-    return dict(model=dict(name=art.name, version=art.version), row=str(row), score=score, decision=int(art.decide(ex.score)[0]) if binary else None, threshold=art.threshold if binary else None,
-                base=ex.base, base_score=ex.score_base, raw=float(ex.raw[0]), contributions=contributions(ex, art.encoder, 0).to_dict("records"), reasons=reasons(art, card, ex, 0), counterfactuals=counterfactuals(art, card, ex.codes[0]) if binary else [])
+    is_binary = art.task == "binary"
+    return dict(
+        model=dict(name=art.name, version=art.version),
+        row=str(row),
+        score=float(ex.score[0]),
+        decision=int(art.decide(ex.score)[0]) if is_binary else None,
+        threshold=art.threshold if is_binary else None,
+        base=ex.base,
+        base_score=ex.score_base,
+        raw=float(ex.raw[0]),
+        contributions=contributions(ex, art.encoder, 0).to_dict("records"),
+        reasons=reasons(art, card, ex, 0),
+        counterfactuals=counterfactuals(art, card, ex.codes[0]) if is_binary else [])

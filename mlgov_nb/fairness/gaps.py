@@ -8,8 +8,8 @@ __all__ = ['PRIOR', 'NEAR', 'SHOWN', 'draw_tables', 'draw_normal', 'largest_gap'
 # %% ../../nbs/fairness/00_gaps.ipynb #d857d5ed
 import numpy as np
 
-# %% ../../nbs/fairness/00_gaps.ipynb #e341b849
-PRIOR = 0.25
+# %% ../../nbs/fairness/00_gaps.ipynb #5348892f
+PRIOR = 0.25   # of a row, added to each cell
 
 def draw_tables(
     counts:np.ndarray, # Cell counts, ... x cells
@@ -30,43 +30,78 @@ def draw_normal(
     "Draw means by their t distribution: for measures that are means over rows, or nearly"
     return np.asarray(mean) + np.asarray(se) * rng.standard_t(np.maximum(df, 1), size=(draws, len(mean)))
 
-# %% ../../nbs/fairness/00_gaps.ipynb #07772a93
-NEAR = 0.75      # a gap may be the largest if it is fewer standard deviations behind than this times sqrt(2 ln groups), the size of the largest of so many
-SHOWN = 8        # gaps whose upper ends are compared
+# %% ../../nbs/fairness/00_gaps.ipynb #657f3150
+def _gaps(centre, fixed):
+    "Every (rate, group, other group), as three arrays; with `fixed`, only those that start at it"
+    triples = []
+    for rate, values in enumerate(centre):
+        for group in range(len(values)) if fixed is None else [fixed]:
+            triples += [(rate, group, other) for other in range(len(values)) if other != group]
+    return np.array(triples).T
 
-def _pairs(centre, fixed):
-    "Every (rate, group, other group); with `fixed`, only those that start at it"
-    out = [(r, a, b) for r, c in enumerate(centre) for a in range(len(c)) for b in range(len(c)) if a != b and fixed in (None, a)]
-    return np.array(out).T
+# %% ../../nbs/fairness/00_gaps.ipynb #9fe2a161
+NEAR = 0.75   # how near the largest gap: times sqrt(2 ln groups), the size of the largest of so many deviations
 
-# %% ../../nbs/fairness/00_gaps.ipynb #a2d78ed8
-def _close(pairs, diff, var, top):
+def _distance_variance(gaps, var, top):
+    "Variance of the distance of each gap from the top one; values that both gaps share are not independent"
+    (rate, group, other), (top_rate, top_group, top_other) = gaps, gaps[:, top]
+    total = var[rate, group] + var[rate, other] + var[top_rate, top_group] + var[top_rate, top_other]
+    shared = ((group, top_group, -2), (other, top_other, -2), (group, top_other, 2), (other, top_group, 2))
+    for ours, theirs, sign in shared:
+        total = total + sign * np.where((rate == top_rate) & (ours == theirs), var[rate, ours], 0.0)
+    return total
+
+# %% ../../nbs/fairness/00_gaps.ipynb #f7bda463
+def _near_the_top(gaps, size, var, top):
     "Which gaps may be the largest: those few standard deviations of their distance behind it"
-    (r, a, b), (r0, a0, b0) = pairs, pairs[:, top]
-    s = var[r, a] + var[r, b] + var[r0, a0] + var[r0, b0]
-    for x, y, sign in ((a, a0, -2), (b, b0, -2), (a, b0, 2), (b, a0, 2)): s = s + sign * np.where((r == r0) & (x == y), var[r, x], 0.0)
-    behind = NEAR * np.sqrt(2 * np.log(var.shape[1]))
-    return diff[top] - diff <= behind * np.sqrt(np.maximum(s, 0)) + 1e-12
+    allowed = NEAR * np.sqrt(2 * np.log(var.shape[1]))
+    deviation = np.sqrt(np.maximum(_distance_variance(gaps, var, top), 0))
+    return size[top] - size <= allowed * deviation + 1e-12
 
-# %% ../../nbs/fairness/00_gaps.ipynb #4bb351ff
+# %% ../../nbs/fairness/00_gaps.ipynb #8f936b57
+def _spread(noise, fixed):
+    "Of each draw, the largest gap that noise alone makes, over all rates"
+    spreads = []
+    for of_rate in noise:
+        highest = of_rate.max(axis=1) if fixed is None else of_rate[:, fixed]
+        others = of_rate if fixed is None else np.delete(of_rate, fixed, axis=1)
+        spreads.append(highest - others.min(axis=1))
+    return np.max(spreads, axis=0)
+
+# %% ../../nbs/fairness/00_gaps.ipynb #28eaccb7
+def _lower_end(gap, gaps, noise):
+    "The gap less the noise of those that may be the largest: the smallest of them in each draw"
+    least = np.full(len(noise[0]), np.inf)
+    for rate, group, other in gaps.T: np.minimum(least, noise[rate][:, group] - noise[rate][:, other], out=least)
+    return gap + np.quantile(least, 0.025)
+
+# %% ../../nbs/fairness/00_gaps.ipynb #f95f76b0
+SHOWN = 8   # gaps whose upper ends are compared
+
+def _upper_end(size, gaps, noise, var):
+    "The highest upper end of those gaps that may be the largest, among the few that reach highest"
+    rate, group, other = gaps
+    reach = size + 1.96 * np.sqrt(var[rate, group] + var[rate, other])
+    ends = []
+    for i in np.argsort(-reach)[:SHOWN]:
+        own_noise = noise[rate[i]][:, group[i]] - noise[rate[i]][:, other[i]]
+        ends.append(size[i] + np.quantile(own_noise, 0.975))
+    return max(ends)
+
+# %% ../../nbs/fairness/00_gaps.ipynb #d9ee621e
 def largest_gap(
-    centre:list[np.ndarray], # Per rate, the value of each group
+    centre:list[np.ndarray], # Per rate, the value of each group, around which the draws lie
     draws:list[np.ndarray], # Per rate, draws x groups
-    fixed:int|None=None, # Gaps from this group to each other one, with their sign; None: between any two, always positive
+    fixed:int|None=None, # Only gaps from this group to others, with their sign; None: between any two, always positive
 )->tuple[float, float, float]: # The largest gap and its 95% interval
     "Largest difference between groups, with an interval that holds for maxima (Fang and Santos 2019)"
-    centre, delta = np.asarray(centre, float), [d - c for c, d in zip(centre, draws)]
-    var = np.array([d.var(axis=0) for d in delta])
-    pairs = _pairs(centre, fixed)
-    diff = centre[pairs[0], pairs[1]] - centre[pairs[0], pairs[2]]
-    top = int(diff.argmax())
-    gap, near = float(diff[top]), np.flatnonzero(_close(pairs, diff, var, top))
-    spread = np.max([(d.max(axis=1) if fixed is None else d[:, fixed]) - np.delete(d, [] if fixed is None else fixed, axis=1).min(axis=1) for d in delta], axis=0)
-    least = np.full(len(spread), np.inf)
-    for r, a, b in pairs[:, near].T: np.minimum(least, delta[r][:, a] - delta[r][:, b], out=least)
-    low = gap + np.quantile(least, 0.025)
-    if gap <= np.quantile(spread, 0.95): low = min(low, 0.0)      # equal groups show as much
+    centre, noise = np.asarray(centre, float), [drawn - values for values, drawn in zip(centre, draws)]
+    var = np.array([of_rate.var(axis=0) for of_rate in noise])
+    gaps = _gaps(centre, fixed)
+    size = centre[gaps[0], gaps[1]] - centre[gaps[0], gaps[2]]
+    top = int(size.argmax())
+    gap, near = float(size[top]), np.flatnonzero(_near_the_top(gaps, size, var, top))
+    low = _lower_end(gap, gaps[:, near], noise)
+    if gap <= np.quantile(_spread(noise, fixed), 0.95): low = min(low, 0.0)      # equal groups show as much
     if fixed is None: low = max(low, 0.0)
-    reach = diff[near] + 1.96 * np.sqrt(var[pairs[0], pairs[1]] + var[pairs[0], pairs[2]])[near]
-    ends = [diff[i] + np.quantile(delta[r][:, a] - delta[r][:, b], 0.975) for i in near[np.argsort(-reach)[:SHOWN]] for r, a, b in [pairs[:, i]]]
-    return gap, float(low), float(max(ends))
+    return gap, float(low), float(_upper_end(size[near], gaps[:, near], noise, var))

@@ -5,27 +5,35 @@
 # %% auto #0
 __all__ = ['gap_parts']
 
-# %% ../../nbs/fairness/03_score_gap.ipynb #6c8244df
+# %% ../../nbs/fairness/03_score_gap.ipynb #453232d8
 import numpy as np
 
 from ..model.contributions import Explanation
-from ..stats.measures import Z95, measure
+from ..stats.measures import Measure, Z95, measure
 
-# %% ../../nbs/fairness/03_score_gap.ipynb #c9f74613
+# %% ../../nbs/fairness/03_score_gap.ipynb #95841649
+def _mean_differences(values, other_values):
+    "Difference of means per column, with half of its 95% interval"
+    difference = values.mean(axis=0) - other_values.mean(axis=0)
+    variance = values.var(axis=0, ddof=1) / len(values) + other_values.var(axis=0, ddof=1) / len(other_values)
+    return difference, Z95 * np.sqrt(variance)
+
+# %% ../../nbs/fairness/03_score_gap.ipynb #9cffff61
 def gap_parts(
     ex:Explanation, # Rows of all groups
     group:np.ndarray, # Group of each row
     a:str, # One group
     b:str, # The other
-    min_n:int=30, # Fewer rows in either: nothing is said
-)->list[dict]: # `score_gap_part` per feature, largest first, and `score_gap`: mean score of `a` less that of `b`
+    min_n:int=30, # Fewer rows in either: no gap is given
+)->list[Measure]: # `score_gap_part` per feature, largest first; then `score_gap`: mean score of `a` less that of `b`
     "Split the gap in mean scores of two groups over the features; the parts add up to the gap"
-    x, subject = ex.score_values, f"{a} against {b}"
-    one, two = x[group == a], x[group == b]
-    if min(len(one), len(two)) < min_n: return [measure("score_gap", subject, None, len(one) + len(two))]
-    d = one.mean(axis=0) - two.mean(axis=0)
-    se = np.sqrt(one.var(axis=0, ddof=1) / len(one) + two.var(axis=0, ddof=1) / len(two))
-    s = [ex.score[group == g] for g in (a, b)]
-    total, half = s[0].mean() - s[1].mean(), Z95 * np.sqrt(sum(v.var(ddof=1) / len(v) for v in s))
-    order = np.argsort(-np.abs(d), kind="stable")
-    return [measure("score_gap_part", f"{ex.features[j]}: {subject}", d[j], len(one) + len(two), d[j] - Z95 * se[j], d[j] + Z95 * se[j]) for j in order] + [measure("score_gap", subject, total, len(one) + len(two), total - half, total + half)]
+    subject, of_a, of_b = f"{a} against {b}", group == a, group == b
+    n = int(of_a.sum() + of_b.sum())
+    if min(of_a.sum(), of_b.sum()) < min_n: return [measure("score_gap", subject, None, n)]
+    parts, halves = _mean_differences(ex.score_values[of_a], ex.score_values[of_b])
+    measures = []
+    for j in np.argsort(-np.abs(parts), kind="stable"):
+        name = f"{ex.features[j]}: {subject}"
+        measures.append(measure("score_gap_part", name, parts[j], n, parts[j] - halves[j], parts[j] + halves[j]))
+    total, half = _mean_differences(ex.score[of_a], ex.score[of_b])
+    return [*measures, measure("score_gap", subject, total, n, total - half, total + half)]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ingest', 'split_stage']
 
-# %% ../../nbs/pipeline/01_data.ipynb #4f80b7a9
+# %% ../../nbs/pipeline/01_data.ipynb #6867ba44
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,24 +16,32 @@ from ..data.split import Window, describe, split
 from ..files import atomic_dir, write_json
 from ..settings import Params
 
-# %% ../../nbs/pipeline/01_data.ipynb #cfc802ed
+# %% ../../nbs/pipeline/01_data.ipynb #4fc27683
 def ingest(
     root:Path, # The project's top folder
     params:Params, # Its parameters
 )->dict: # What was read, kept and refused
-    "Stage: read the card's raw file, check it, keep rows and refused rows in `data/ingested`"
+    "Stage: read the card's raw file, check it, keep rows and refused rows in `data/ingested`; `DataError` without rows"
     card = load_card(card_path(root, params.data.card))
     df = read_rows(Path(root)/"data"/"raw"/card.path)
     if params.data.sample < 1: df = df.sample(frac=params.data.sample, random_state=params.seed).sort_index()
     rows, refused = prepare(df, card, labelled=True, where=card.path)
-    if rows.empty: raise DataError(f"{card.path}: no row is left; {len(refused)} were refused, the first because: {refused.reason.iloc[0] if len(refused) else 'the file is empty'}")
-    why = refused.reason.value_counts().to_dict() if len(refused) else {}
-    note = dict(card=card.name, file=card.path, read=len(df), kept=len(rows), refused=len(refused), reasons=why)
-    with atomic_dir(Path(root)/"data"/"ingested") as d:
-        write_rows(d/"rows.parquet", rows); write_rows(d/"refused.parquet", refused.astype(str)); write_json(d/"ingest.json", note)
-    return note
+    if rows.empty: raise DataError(_no_rows(card.path, refused))
+    reasons = refused.reason.value_counts().to_dict() if len(refused) else {}
+    summary = dict(card=card.name, file=card.path, read=len(df), kept=len(rows), refused=len(refused), reasons=reasons)
+    with atomic_dir(Path(root)/"data"/"ingested") as folder:
+        write_rows(folder/"rows.parquet", rows)
+        write_rows(folder/"refused.parquet", refused.astype(str))
+        write_json(folder/"ingest.json", summary)
+    return summary
 
-# %% ../../nbs/pipeline/01_data.ipynb #f87bee7c
+# %% ../../nbs/pipeline/01_data.ipynb #cf45a3f8
+def _no_rows(path, refused):
+    "Why no row is left"
+    reason = refused.reason.iloc[0] if len(refused) else "the file is empty"
+    return f"{path}: no row is left; {len(refused)} were refused, the first because: {reason}"
+
+# %% ../../nbs/pipeline/01_data.ipynb #097cb2f1
 def split_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -43,9 +51,15 @@ def split_stage(
     card = load_card(card_path(root, params.data.card))
     rows = read_rows(root/"data/ingested/rows.parquet")
     parts = split(rows, card, params.seed)
-    info = {k: describe(v, card, k) for k, v in parts.items()}
-    with atomic_dir(root/"data"/"split") as d:
-        for k, v in parts.items(): write_rows(d/(f"{k}.parquet" if k in ("train", "reference") else f"windows/{k}.parquet"), v)
-        outside = len(rows) - sum(w.rows for w in info.values())
-        write_json(d/"split.json", {"card": card.name, "parts": [asdict(w) for w in info.values()], "outside": outside})
-    return info
+    windows = {name: describe(part, card, name) for name, part in parts.items()}
+    outside = len(rows) - sum(window.rows for window in windows.values())
+    summary = {"card": card.name, "parts": [asdict(window) for window in windows.values()], "outside": outside}
+    with atomic_dir(root/"data"/"split") as folder:
+        for name, part in parts.items(): write_rows(folder/_part_file(name), part)
+        write_json(folder/"split.json", summary)
+    return windows
+
+# %% ../../nbs/pipeline/01_data.ipynb #768efac7
+def _part_file(name):
+    "The file of a part: windows have a folder of their own"
+    return f"{name}.parquet" if name in ("train", "reference") else f"windows/{name}.parquet"

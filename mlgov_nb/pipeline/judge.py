@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['judge_stage', 'harm_stage']
 
-# %% ../../nbs/pipeline/05_judge.ipynb #92e1fb7a
+# %% ../../nbs/pipeline/05_judge.ipynb #e337cf2d
 import json
 from pathlib import Path
 
@@ -16,34 +16,58 @@ from ..settings import MlgovError, Params
 from ..verdict.harm import harm
 from ..verdict.judge import judge
 
-# %% ../../nbs/pipeline/05_judge.ipynb #7e424f78
-def _facts(records, card):
-    m, last = records[0]["model"], records[-1]["window"]
-    ref = next((r["reference"] for r in records if r["reference"]), records[0]["window"])
-    return [("Data", card.title), ("Model", f"{m['name']} {m['version']}"), ("Reference", f"{ref['rows']:,} rows, {ref['start'] or ''}–{ref['end'] or ''}".rstrip("–").rstrip(", ")), ("Windows", str(sum(r["window"]["name"] != "reference" for r in records))), ("Latest", f"{last['name']}: {last['rows']:,} rows, {last['labelled']:,} labelled")]
+# %% ../../nbs/pipeline/05_judge.ipynb #7a2fd9e6
+def _read(file):
+    "The content of a JSON file, or None where it is not there"
+    return json.loads(file.read_text()) if file.is_file() else None
 
-# %% ../../nbs/pipeline/05_judge.ipynb #d973bf0b
+# %% ../../nbs/pipeline/05_judge.ipynb #ab705ee9
+def _facts(records, card):
+    "Name and text of the facts of a page"
+    model, last = records[0]["model"], records[-1]["window"]
+    reference = next((found["reference"] for found in records if found["reference"]), records[0]["window"])
+    period = f"{reference['start'] or ''}–{reference['end'] or ''}"
+    windows = sum(found["window"]["name"] != "reference" for found in records)
+    return [("Data", card.title), ("Model", f"{model['name']} {model['version']}"),
+            ("Reference", f"{reference['rows']:,} rows, {period}".rstrip("–").rstrip(", ")), ("Windows", str(windows)),
+            ("Latest", f"{last['name']}: {last['rows']:,} rows, {last['labelled']:,} labelled")]
+
+# %% ../../nbs/pipeline/05_judge.ipynb #db6b68d1
+def _footer(name, records):
+    "How to make the page again, and the hash of the reference"
+    reference = records[0]["reference"] or records[0]["window"]
+    files = f"measures {name}.json, verdict {name}.verdict.json beside this page"
+    return f"Re-compute: dvc repro · {files} · reference {reference['sha256']}"
+
+# %% ../../nbs/pipeline/05_judge.ipynb #7cf70581
 def judge_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
     name:str, # An audit
     out:Path|None=None, # Folder of a file's audit; without it, the pipeline's
 )->dict: # The verdict file
-    "Stage: hold an audit's measures against the policy, write the verdict and the page"
-    whole, out, card = out is None, Path(out or scope(root, params)), pipeline_card(root, params)
-    if not (out/f"{name}.json").is_file(): raise MlgovError(f"{out/name}.json: no measures to judge; run the audit first")
-    recs = json.loads((out/f"{name}.json").read_text())
-    judged = recs if whole else [r for r in recs if r["window"]["name"] != "reference"]   # a file's verdict is of the file
-    limits = [x for x in getattr(policy_limits(params, card), name) if whole or x.window != "reference"]
-    v = judge(name, judged, limits, card.parity)
-    foot = f"Re-compute: dvc repro · measures {name}.json, verdict {name}.verdict.json beside this page · reference {(recs[0]['reference'] or recs[0]['window'])['sha256']}"
-    if name in ("drift", "performance") and (out/"harm.json").is_file(): v["harm"] = json.loads((out/"harm.json").read_text())
-    render(out/f"{name}.ipynb", out/f"{name}.html", v, _facts(recs, card), foot)
-    write_json(out/f"{name}.verdict.json", v)
+    "Stage: compare an audit's measures with the policy, write verdict and page; `MlgovError` without measures"
+    of_pipeline, out, card = out is None, Path(out or scope(root, params)), pipeline_card(root, params)
+    records = _read(out/f"{name}.json")
+    if records is None: raise MlgovError(f"{out/name}.json: no measures to judge; run the audit first")
+    verdict = _verdict(name, records, getattr(policy_limits(params, card), name), card, of_pipeline)
+    harmful = _read(out/"harm.json") if name in ("drift", "performance") else None
+    if harmful is not None: verdict["harm"] = harmful
+    page = out/f"{name}.html"
+    render(out/f"{name}.ipynb", page, verdict, _facts(records, card), _footer(name, records))
+    write_json(out/f"{name}.verdict.json", verdict)
     refresh_index(Path(root)/"reports")
-    return v
+    return verdict
 
-# %% ../../nbs/pipeline/05_judge.ipynb #a9c91783
+# %% ../../nbs/pipeline/05_judge.ipynb #826f18d1
+def _verdict(name, records, limits, card, of_pipeline):
+    "The verdict on all windows of the pipeline, or on the windows of a file's audit"
+    if not of_pipeline:
+        records = [found for found in records if found["window"]["name"] != "reference"]
+        limits = [limit for limit in limits if limit.window != "reference"]
+    return judge(name, records, limits, card.parity)
+
+# %% ../../nbs/pipeline/05_judge.ipynb #3227eceb
 def harm_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -51,8 +75,8 @@ def harm_stage(
 )->dict|None: # Harmful or harmless, in sentences; None where performance was not measured
     "Stage: join drift with the change of quality, where both were measured in a folder"
     out, limits = Path(out or scope(root, params)), policy_limits(params, pipeline_card(root, params))
-    read = [json.loads((out/f"{a}.json").read_text()) if (out/f"{a}.json").is_file() else None for a in ("performance", "drift")]
-    told = harm(read[0], limits.performance, read[1], limits.drift) if read[0] else None
-    if told: write_json(out/"harm.json", told)
+    performance, drift = _read(out/"performance.json"), _read(out/"drift.json")
+    found = harm(performance, limits.performance, drift, limits.drift) if performance else None
+    if found: write_json(out/"harm.json", found)
     else: (out/"harm.json").unlink(missing_ok=True)
-    return told
+    return found

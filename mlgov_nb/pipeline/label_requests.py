@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Question', 'question', 'ask', 'answer']
 
-# %% ../../nbs/pipeline/10_label_requests.ipynb #4da03c5d
+# %% ../../nbs/pipeline/10_label_requests.ipynb #22d7f082
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..performance.label_budget import next_labels, sampled_quality
 from ..settings import MlgovError, Params
 from ..stats.measures import Z95
 
-# %% ../../nbs/pipeline/10_label_requests.ipynb #51062c93
+# %% ../../nbs/pipeline/10_label_requests.ipynb #5478cc56
 @dataclass(frozen=True)
 class Question:
     "Rows without labels, and what is known of them"
@@ -35,7 +35,7 @@ class Question:
     score: np.ndarray
     known: int              # rows of the file that have a label already
 
-# %% ../../nbs/pipeline/10_label_requests.ipynb #8bf71844
+# %% ../../nbs/pipeline/10_label_requests.ipynb #b3c46279
 def question(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -43,18 +43,31 @@ def question(
     model:Path|None=None, # Artifact; the champion by default
     reference:Path|None=None, # Reference rows; the pipeline's by default
 )->Question: # What both steps need
-    "Read rows, model and reference"
+    "Read rows, model and reference; `DataError` when no row needs a label"
     root = Path(root)
-    card, art = load_card(card_path(root, params.data.card)), load(model or root/"release"/"champion")
-    ref, (rows, refused) = prepare(read_rows(reference or root/"data/split/reference.parquet"), card)[0], prepare(read_rows(file), card, where=str(file))
-    if len(refused): print(f"{Path(file).name}: {len(refused):,} rows refused: {refused.reason.value_counts().to_dict()}", file=sys.stderr)
-    if rows.empty: raise DataError(f"{file}: no rows to label ({f'all {len(refused):,} were refused' if len(refused) else 'the file is empty'})")
-    open_ = rows[rows[card.target.name].isna()].reset_index(drop=True)
-    if open_.empty: raise DataError(f"{file}: every row has a label; `mlgov audit performance --current {file}` measures with them")
-    learned = learn(ref, card, art.score(ref), ref[card.target.name].to_numpy(float), card.task, params.audit.min_n, params.seed)
-    return Question(card, art, learned, open_, art.score(open_), len(rows) - len(open_))
+    card, artifact = load_card(card_path(root, params.data.card)), load(model or root/"release"/"champion")
+    ref, _ = prepare(read_rows(reference or root/"data/split/reference.parquet"), card)
+    rows = _rows(file, card)
+    unlabelled = rows[rows[card.target.name].isna()].reset_index(drop=True)
+    if unlabelled.empty:
+        raise DataError(f"{file}: every row has a label; `mlgov audit performance --current {file}` measures with them")
+    labels = ref[card.target.name].to_numpy(float)
+    learned = learn(ref, card, artifact.score(ref), labels, card.task, params.audit.min_n, params.seed)
+    return Question(card, artifact, learned, unlabelled, artifact.score(unlabelled), len(rows) - len(unlabelled))
 
-# %% ../../nbs/pipeline/10_label_requests.ipynb #1d308342
+# %% ../../nbs/pipeline/10_label_requests.ipynb #00f908df
+def _rows(file, card):
+    "The rows of a file that fit the card; what was refused is printed to the error stream"
+    rows, refused = prepare(read_rows(file), card, where=str(file))
+    count = f"{len(refused):,}"
+    if len(refused):
+        reasons = refused.reason.value_counts().to_dict()
+        print(f"{Path(file).name}: {count} rows refused: {reasons}", file=sys.stderr)
+    if not rows.empty: return rows
+    reason = f"all {count} were refused" if len(refused) else "the file is empty"
+    raise DataError(f"{file}: no rows to label ({reason})")
+
+# %% ../../nbs/pipeline/10_label_requests.ipynb #430b4c47
 def ask(
     q:Question, # From `question`
     budget:int, # How many labels can be had
@@ -63,28 +76,57 @@ def ask(
     force:bool=False, # Overwrite `out`
 )->pd.DataFrame: # What was written
     "Write the rows to label, with an empty column for the answers"
-    if Path(out).exists() and not force: raise MlgovError(f"{out} is there already and may hold labels; name another file, or --force")
-    by = q.card.parity if slices is None else slices
-    if odd := [c for c in by if c not in q.rows]: raise MlgovError(f"--by {odd[0]}: no such column; there are {', '.join(map(str, q.rows.columns))}")
-    t = next_labels(q.learned, q.rows, q.score, budget, by, q.card.id)
-    write_atomic(out, t.assign(**{q.card.target.name: ""}).to_csv(index=False, float_format="%.10g"))
-    return t
+    if Path(out).exists() and not force:
+        raise MlgovError(f"{out} exists already and may hold labels; name another file, or --force")
+    columns = q.card.parity if slices is None else slices
+    unknown = [name for name in columns if name not in q.rows]
+    if unknown:
+        raise MlgovError(f"--by {unknown[0]}: no such column; there are {', '.join(map(str, q.rows.columns))}")
+    chosen = next_labels(q.learned, q.rows, q.score, budget, columns, q.card.id)
+    write_atomic(out, chosen.assign(**{q.card.target.name: ""}).to_csv(index=False, float_format="%.10g"))
+    return chosen
 
-# %% ../../nbs/pipeline/10_label_requests.ipynb #b6b832ac
+# %% ../../nbs/pipeline/10_label_requests.ipynb #83e682f7
 def answer(
     q:Question, # From `question`, of the same file
     sample:Path, # The CSV that `ask` wrote, filled in
     threshold:float=0.5, # Where decisions are cut
     value:dict[str, float]|None=None, # Worth of outcomes
 )->pd.DataFrame: # Per measure: with the labels, and what was expected without them
-    "What the filled-in labels say of all rows without a label"
-    got = read_rows(sample)
-    if gone := [c for c in (q.card.id, "stratum", "weight", q.card.target.name) if c not in got]: raise DataError(f"{sample}: no column {', '.join(gone)}; expected the file that `mlgov label next` wrote, with {q.card.target.name} filled in")
-    drawn = got[[q.card.id, "stratum", "weight"]].assign(label=read_labels(sample, q.card)[q.card.target.name].to_numpy())
-    if not pd.api.types.is_numeric_dtype(q.rows[q.card.id]): drawn[q.card.id] = pd.read_csv(sample, dtype="str", keep_default_na=False)[q.card.id].to_numpy()       # '0017' is not 17
-    if drawn.label.isna().all(): raise DataError(f"{sample}: no label is filled in; the column is {q.card.target.name}")
-    if drawn[q.card.id].duplicated().any(): raise DataError(f"{sample}: {q.card.id} {drawn[q.card.id][drawn[q.card.id].duplicated()].iloc[0]} is there twice; each drawn row has one line")
-    have = {m["name"].removesuffix("_sampled"): m for m in sampled_quality(q.learned, q.rows, q.score, drawn, threshold, value, id=q.card.id)}
-    guess = estimate(replace(q.learned, labelled=None), q.rows, q.score, threshold, value, names=[q.learned.names[0]])[0].values
-    rows = [dict(measure=k, value=m["value"], low=m["low"], high=m["high"], n=m["n"], **dict(zip(("expected", "expected_low", "expected_high"), (guess[k][0], guess[k][0] - Z95 * guess[k][1], guess[k][0] + Z95 * guess[k][1]) if k in guess else (np.nan,) * 3))) for k, m in have.items()]
+    "What the filled-in labels say about all rows without a label"
+    drawn = _filled_in(q.card, sample, text_ids=not pd.api.types.is_numeric_dtype(q.rows[q.card.id]))
+    sampled = sampled_quality(q.learned, q.rows, q.score, drawn, threshold, value, id=q.card.id)
+    measured = {found["name"].removesuffix("_sampled"): found for found in sampled}
+    unlabelled, method = replace(q.learned, labelled=None), q.learned.names[0]
+    expected = estimate(unlabelled, q.rows, q.score, threshold, value, names=[method])[0].values
+    rows = []
+    for name, found in measured.items():
+        numbers = {key: found[key] for key in ("value", "low", "high", "n")}
+        rows.append(dict(measure=name, **numbers, **_expectation(expected.get(name))))
     return pd.DataFrame(rows).set_index("measure")
+
+# %% ../../nbs/pipeline/10_label_requests.ipynb #dd553ce8
+def _expectation(expected):
+    "What was expected without labels, with its 95% interval; NaN where it was not estimated"
+    value, deviation = (np.nan, np.nan) if expected is None else (expected[0], expected[1])
+    return dict(expected=value, expected_low=value - Z95 * deviation, expected_high=value + Z95 * deviation)
+
+# %% ../../nbs/pipeline/10_label_requests.ipynb #d5a97c1e
+def _filled_in(card, sample, text_ids):
+    "Identifier, stratum, weight and label of the drawn rows; `DataError` for a file that does not fit"
+    found, target = read_rows(sample), card.target.name
+    missing = [name for name in (card.id, "stratum", "weight", target) if name not in found]
+    if missing:
+        expected = f"expected the file that `mlgov label next` wrote, with {target} filled in"
+        raise DataError(f"{sample}: no column {', '.join(missing)}; {expected}")
+    drawn = found[[card.id, "stratum", "weight"]].assign(label=read_labels(sample, card)[target].to_numpy())
+    if text_ids: drawn[card.id] = _text_column(sample, card.id)       # '0017' is not 17
+    if drawn.label.isna().all(): raise DataError(f"{sample}: no label is filled in; the column is {target}")
+    twice = drawn[card.id][drawn[card.id].duplicated()]
+    if len(twice): raise DataError(f"{sample}: {card.id} {twice.iloc[0]} occurs twice; each drawn row has one line")
+    return drawn
+
+# %% ../../nbs/pipeline/10_label_requests.ipynb #179d8a06
+def _text_column(file, name):
+    "A column of a CSV as it is written"
+    return pd.read_csv(file, dtype="str", keep_default_na=False)[name].to_numpy()

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['GAP', 'scope', 'pipeline_card', 'policy_limits', 'measure_value', 'write_plot', 'window_files']
 
-# %% ../../nbs/pipeline/00_scope.ipynb #65029960
+# %% ../../nbs/pipeline/00_scope.ipynb #04dcbfe9
 import json
 from pathlib import Path
 
 import pandas as pd
 
-from ..data.card import card_path, load_card
+from ..data.card import Card, card_path, load_card
 from ..files import write_atomic
 from ..settings import ConfigError, Params
 
-# %% ../../nbs/pipeline/00_scope.ipynb #0743d0fe
+# %% ../../nbs/pipeline/00_scope.ipynb #ca67b68f
 def scope(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -23,29 +23,51 @@ def scope(
     "Where the reports of the chosen card go"
     return Path(root)/"reports"/params.data.card
 
-# %% ../../nbs/pipeline/00_scope.ipynb #6794fc40
-def pipeline_card(root, params): return load_card(card_path(root, params.data.card))
+# %% ../../nbs/pipeline/00_scope.ipynb #ad73bf79
+def pipeline_card(
+    root:Path, # The project's top folder
+    params:Params, # Its parameters
+)->Card: # The card that the parameters name
+    "The dataset card of the pipeline"
+    return load_card(card_path(root, params.data.card))
 
-# %% ../../nbs/pipeline/00_scope.ipynb #47286dbb
-def policy_limits(params, card):
-    if card.task not in params.limits: raise ConfigError(f"params.yaml: limits: no policy for the task '{card.task}' of card {card.name}; there is one for {', '.join(params.limits)}")
-    return params.limits[card.task]
+# %% ../../nbs/pipeline/00_scope.ipynb #99d62098
+def policy_limits(
+    params:Params, # The project's parameters
+    card:Card, # The pipeline's card
+): # Limits before the release and of each audit
+    "The policy for the card's task; `ConfigError` where there is none"
+    if card.task in params.limits: return params.limits[card.task]
+    tasks = ", ".join(params.limits)
+    task = f"the task '{card.task}' of card {card.name}"
+    raise ConfigError(f"params.yaml: limits: no policy for {task}; there is one for {tasks}")
 
-# %% ../../nbs/pipeline/00_scope.ipynb #c72aba2f
-def measure_value(measures, name, subject="all rows"):
+# %% ../../nbs/pipeline/00_scope.ipynb #259a27a9
+def measure_value(
+    measures:list, # Of one window, as measures or as read from a measures file
+    name:str, # Of the measure
+    subject:str="all rows", # Of what
+)->float|None: # None where it was not measured or is unknown
+    "The value of a measure"
     return next((m["value"] for m in measures if (m["name"], m["subject"]) == (name, subject)), None)
 
-# %% ../../nbs/pipeline/00_scope.ipynb #8e767ba1
+# %% ../../nbs/pipeline/00_scope.ipynb #63f68bf9
 GAP = dict(binary="selection_rate_ratio_all", regression="mean_prediction_difference")
 
-# %% ../../nbs/pipeline/00_scope.ipynb #dbae5fad
-def write_plot(out, name, rows):
+# %% ../../nbs/pipeline/00_scope.ipynb #a3bad9c7
+def write_plot(
+    out:Path, # The scope's folder
+    name:str, # Of the plot
+    rows:list[dict], # Its points
+):
+    "The points of a plot as a CSV, for `dvc plots`"
     write_atomic(out/"plots"/f"{name}.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.5g"))
 
-# %% ../../nbs/pipeline/00_scope.ipynb #bf731d82
+# %% ../../nbs/pipeline/00_scope.ipynb #5f8a40ca
 def window_files(
     root:Path, # The project's top folder
 )->dict[str, str]: # Window: its file relative to the top folder, in time order
-    "The windows that `split` made"
+    "The windows that the stage `split` made"
     parts = json.loads((Path(root)/"data/split/split.json").read_text())["parts"]
-    return {p["name"]: f"data/split/windows/{p['name']}.parquet" for p in parts if p["name"] not in ("train", "reference")}
+    names = [part["name"] for part in parts if part["name"] not in ("train", "reference")]
+    return {name: f"data/split/windows/{name}.parquet" for name in names}

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['candidate_measures', 'choose', 'select_stage']
 
-# %% ../../nbs/pipeline/03_select.ipynb #754d12ca
+# %% ../../nbs/pipeline/03_select.ipynb #29125f21
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,85 +24,152 @@ from ..model.encoding import codes
 from ..model.outliers import fit_outliers, to_arrays
 from .scope import GAP, measure_value, pipeline_card, policy_limits, scope, write_plot
 from ..settings import Params
-from ..stats.measures import number, record, words
+from ..stats.measures import Measure, number, record, words
 from ..stats.quality import quality
 from ..verdict.judge import run_checks, worst
 
-# %% ../../nbs/pipeline/03_select.ipynb #050ee886
+# %% ../../nbs/pipeline/03_select.ipynb #8c691b07
 def candidate_measures(
     art:Artifact, # A candidate
     ref:pd.DataFrame, # Reference rows
     card:Card, # Their card
     params:Params, # For min_n, resamples, seed
-)->list[dict]: # Quality, and group measures of the card's protected attributes
+)->list[Measure]: # Quality, and group measures of the card's protected attributes
     "What `select` judges a candidate by"
-    y, s = ref[card.target.name].to_numpy(float), art.score(ref)
-    a = params.audit
-    return quality(card.task, y, s, art.threshold, a.min_n, a.resamples, params.seed, value=a.value or None) + fairness_measures(ref, [[k] for k in card.protected], card.task, y, s, art.threshold, a.min_n, a.resamples, params.seed, card.privileged)
+    labels, score, audit = ref[card.target.name].to_numpy(float), art.score(ref), params.audit
+    care = audit.min_n, audit.resamples, params.seed
+    of_all = quality(card.task, labels, score, art.threshold, *care, value=audit.value or None)
+    attributes = [[name] for name in card.protected]
+    of_groups = fairness_measures(ref, attributes, card.task, labels, score, art.threshold, *care, card.privileged)
+    return of_all + of_groups
 
-# %% ../../nbs/pipeline/03_select.ipynb #4c9dd147
+# %% ../../nbs/pipeline/03_select.ipynb #3f9c15fe
+@dataclass(frozen=True)
+class _Candidate:
+    "A candidate with its checks against the pre-release limits"
+    record: dict
+    checks: list[dict]
+    level: str              # pass, warn, fail or unknown
+    measured: float|None    # the measure that ranks candidates
+    by: str                 # its name
+
+    @property
+    def name(self): return self.record["model"]["name"]
+
+    @property
+    def rank(self): return -np.inf if self.measured is None else self.measured
+
+    @property
+    def passed(self): return self.level in ("pass", "warn")
+
+    @property
+    def broken(self): return [check for check in self.checks if check["verdict"] in ("fail", "unknown")]
+
+# %% ../../nbs/pipeline/03_select.ipynb #ff97c721
+def _judged(measured, by, limits, parity):
+    "A record of measures as a candidate with its checks"
+    checks = run_checks([measured], limits, parity)
+    counted = [check["verdict"] for check in checks if check["required"] or check["verdict"] != "unknown"]
+    return _Candidate(measured, checks, worst(counted), measure_value(measured["measures"], by), by)
+
+# %% ../../nbs/pipeline/03_select.ipynb #9fc947f8
+def _why_not(candidate):
+    "Why a candidate was not chosen, in a sentence"
+    quality = words(candidate.by)
+    if candidate.passed:
+        return f"{candidate.name} is within every limit, but its {quality} of {number(candidate.rank)} is lower"
+    faults = "; ".join(check["sentence"] for check in candidate.broken)
+    return f"{candidate.name} ({quality} {number(candidate.measured)}) is refused: {faults}"
+
+# %% ../../nbs/pipeline/03_select.ipynb #b17b0791
+def _headline(best, top):
+    "The first sentence: who is the champion and why, or that nothing is packaged"
+    if best is None:
+        return ("No candidate is within the pre-release limits: nothing is packaged. "
+                f"The audits examine {top.name}, the best of those refused")
+    checks = "; ".join(check["sentence"] for check in best.checks)
+    return f"{best.name} is the champion ({words(best.by)} {number(best.rank)}): {checks}"
+
+# %% ../../nbs/pipeline/03_select.ipynb #4d41200c
+def _refused(candidate):
+    "A refused candidate with its faults, short"
+    faults = []
+    for check in candidate.broken:
+        value = f"{number(check['value'])}, limit {check['bound']}"
+        faults.append(f"{words(check['measure'])} of {check['subject']} {value}")
+    return f"{candidate.name} ({words(candidate.by)} {number(candidate.rank)}; {', '.join(faults)})"
+
+# %% ../../nbs/pipeline/03_select.ipynb #3c4cc457
 def choose(
     records:list[dict], # One per candidate, from `candidate_measures`
     by:str, # The measure that ranks candidates
     limits:list, # Pre-release limits
     parity:list[str], # The card's parity attributes
 )->dict: # A verdict file; `champion` is in its model when the verdict is pass or warn
-    "The best candidate that holds every pre-release limit, and why each other one was not chosen"
-    def rank(r): v = measure_value(r["measures"], by); return -np.inf if v is None else v
-    ranked = sorted(records, key=rank, reverse=True)
-    checks = {r["model"]["name"]: run_checks([r], limits, parity) for r in ranked}
-    level = {k: worst([c["verdict"] for c in v if c["required"] or c["verdict"] != "unknown"]) for k, v in checks.items()}
-    best = next((r for r in ranked if level[r["model"]["name"]] in ("pass", "warn")), None)
-    def why(r):
-        n = r["model"]["name"]
-        if level[n] in ("pass", "warn"): return f"{n} holds every limit, but its {words(by)} of {number(rank(r))} is lower"
-        return f"{n} ({words(by)} {number(measure_value(r['measures'], by))}) is refused: " + "; ".join(c["sentence"] for c in checks[n] if c["verdict"] in ("fail", "unknown"))
-    others = [why(r) for r in ranked if r is not best]
-    top = best or ranked[0]
-    mine = "; ".join(c["sentence"] for c in checks[top["model"]["name"]])
-    head = f"{top['model']['name']} is the champion ({words(by)} {number(rank(top))}): {mine}" if best else f"No candidate holds the pre-release limits: nothing is packaged. The audits look at {top['model']['name']}, the best of those refused"
-    broken = {n: [c for c in cs if c["verdict"] in ("fail", "unknown")] for n, cs in checks.items()}
-    def faults(n): return ", ".join(f"{words(c['measure'])} of {c['subject']} {number(c['value'])}, limit {c['bound']}" for c in broken[n])
-    short = [f"{n} ({words(by)} {number(rank(r))}; {faults(n)})" for r in ranked if (n := r["model"]["name"]) and r is not best and broken[n]]
-    flat = [{**c, "subject": f"{c['subject']}@{n}"} for n, cs in checks.items() for c in cs]
-    line = f"{head}. Refused: {', '.join(short)}." if short else f"{head}."
-    return dict(audit="select", model=top["model"], verdict=level[best["model"]["name"]] if best else "fail", line=line, reasons=[head, *others], context=others, checks=flat)
+    "The best candidate within every pre-release limit, and why each other one was not chosen"
+    candidates = [_judged(measured, by, limits, parity) for measured in records]
+    ranked = sorted(candidates, key=lambda candidate: candidate.rank, reverse=True)
+    best = next((candidate for candidate in ranked if candidate.passed), None)
+    top, others = best or ranked[0], [candidate for candidate in ranked if candidate is not best]
+    head, reasons = _headline(best, top), [_why_not(candidate) for candidate in others]
+    refused = ", ".join(_refused(candidate) for candidate in others if candidate.broken)
+    line = f"{head}. Refused: {refused}." if refused else f"{head}."
+    return dict(audit="select", model=top.record["model"], verdict=best.level if best else "fail", line=line,
+                reasons=[head, *reasons], context=reasons, checks=_all_checks(ranked))
 
-# %% ../../nbs/pipeline/03_select.ipynb #f80bc8c2
+# %% ../../nbs/pipeline/03_select.ipynb #db5edaf1
+def _all_checks(candidates):
+    "The checks of all candidates; the subject names the candidate"
+    return [{**check, "subject": f"{check['subject']}@{candidate.name}"}
+            for candidate in candidates for check in candidate.checks]
+
+# %% ../../nbs/pipeline/03_select.ipynb #8b083728
 def _importance(art, ref, params):
-    "What the champion looks at: the drift audit weighs changes by it"
-    a = params.audit
-    return importance_shares(explain(art, sample_rows(ref, a.explain_rows, params.seed)))
+    "The share of each feature in the model's contributions"
+    return importance_shares(explain(art, sample_rows(ref, params.audit.explain_rows, params.seed)))
 
-# %% ../../nbs/pipeline/03_select.ipynb #bf734d28
+# %% ../../nbs/pipeline/03_select.ipynb #83f2f0c6
 def _outliers(enc, ref, params):
-    "What is usual: the service flags rows that would be odd in the reference"
+    "What is usual in the reference"
     return to_arrays(fit_outliers(enc, codes(enc, ref), params.audit.outlier_rate, params.seed))
 
-# %% ../../nbs/pipeline/03_select.ipynb #8db06177
+# %% ../../nbs/pipeline/03_select.ipynb #8b853fab
+def _candidate_plot(out, records, by, card):
+    "Quality against gap of every candidate, as a CSV for `dvc plots`"
+    attribute = (card.parity or list(card.protected) or [None])[0]
+    rows = []
+    for found in records:
+        gap = measure_value(found["measures"], GAP[card.task], attribute)
+        rows.append(dict(candidate=found["model"]["name"], quality=measure_value(found["measures"], by), gap=gap))
+    write_plot(out, "candidates", rows)
+
+# %% ../../nbs/pipeline/03_select.ipynb #960c56c7
+def _measured(candidates, ref, card, params):
+    "One record of measures per candidate"
+    window, records = asdict(describe(ref, card, "reference")), []
+    for name, artifact in candidates.items():
+        model = dict(name=name, version=artifact.version)
+        records.append(record("select", model, None, window, candidate_measures(artifact, ref, card, params)))
+    return records
+
+# %% ../../nbs/pipeline/03_select.ipynb #a16b6d38
 def select_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
 )->dict: # The verdict file
-    "Stage: measure every candidate on the reference, choose the champion, copy it with its importances and outlier score to `release/champion`"
+    "Stage: measure every candidate on the reference, choose the champion, copy it to `release/champion`"
     root, card = Path(root), pipeline_card(root, params)
     ref = read_rows(root/"data/split/reference.parquet")
-    arts = {k: load(root/"models"/k) for k in params.candidates}
-    win = asdict(describe(ref, card, "reference"))
-    recs = [record("select", dict(name=k, version=a.version), None, win, candidate_measures(a, ref, card, params)) for k, a in arts.items()]
-    v = choose(recs, by := params.select[card.task], policy_limits(params, card).pre_release, card.parity)
+    candidates = {name: load(root/"models"/name) for name in params.candidates}
+    records, by = _measured(candidates, ref, card, params), params.select[card.task]
+    verdict = choose(records, by, policy_limits(params, card).pre_release, card.parity)
+    champion = candidates[verdict["model"]["name"]]
+    with atomic_dir(root/"release"/"champion") as folder:
+        shutil.copytree(root/"models"/verdict["model"]["name"], folder, dirs_exist_ok=True)
+        add_document(folder, "importance", _importance(champion, ref, params))
+        add_document(folder, "outliers", _outliers(champion.encoder, ref, params))
     out = scope(root, params)
-    best = v["model"]["name"]
-    with atomic_dir(root/"release"/"champion") as d:
-        shutil.copytree(root/"models"/best, d, dirs_exist_ok=True)
-        add_document(d, "importance", _importance(arts[best], ref, params))
-        add_document(d, "outliers", _outliers(arts[best].encoder, ref, params))
-    write_json(out/"select.json", recs); write_json(out/"select.verdict.json", v)
-    _candidate_plot(out, recs, by, card)
-    return v
-
-# %% ../../nbs/pipeline/03_select.ipynb #8603bb3e
-def _candidate_plot(out, recs, by, card):
-    "Quality against gap of every candidate, as a CSV for `dvc plots`"
-    attr = (card.parity or list(card.protected) or [None])[0]
-    write_plot(out, "candidates", [dict(candidate=r["model"]["name"], quality=measure_value(r["measures"], by), gap=measure_value(r["measures"], GAP[card.task], attr)) for r in recs])
+    write_json(out/"select.json", records)
+    write_json(out/"select.verdict.json", verdict)
+    _candidate_plot(out, records, by, card)
+    return verdict

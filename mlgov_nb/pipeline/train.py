@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'SOURCES', 'source_files', 'lineage', 'describe_features', 'train_stage']
 
-# %% ../../nbs/pipeline/02_train.ipynb #8f764d54
+# %% ../../nbs/pipeline/02_train.ipynb #45a02373
 import hashlib
 import importlib.metadata
 import sys
@@ -28,77 +28,126 @@ from ..profile.build import profile, to_dict
 from ..profile.source import kinds_of
 from ..settings import ConfigError, Params
 
-# %% ../../nbs/pipeline/02_train.ipynb #7b2e72fd
+# %% ../../nbs/pipeline/02_train.ipynb #42542d19
 LIBRARIES = ["numpy", "pandas", "scikit-learn", "torch", "numba"]
 # What makes a model: the code that the stage `train` of dvc.yaml depends on
 SOURCES = ["settings.py", "files.py", "data", "model", "profile", "pipeline/scope.py", "pipeline/train.py"]
 
+# %% ../../nbs/pipeline/02_train.ipynb #fbdd8451
 def source_files(
 )->list[Path]: # In a fixed order
     "The modules that make a model"
-    package = Path(str(resources("mlgov_nb")))
-    found = [package/name if name.endswith(".py") else sorted((package/name).glob("*.py")) for name in SOURCES]
-    return [file for entry in found for file in (entry if isinstance(entry, list) else [entry])]
+    package, found = Path(str(resources("mlgov_nb"))), []
+    for name in SOURCES:
+        if name.endswith(".py"): found.append(package/name)
+        else: found += sorted((package/name).glob("*.py"))
+    return found
 
+# %% ../../nbs/pipeline/02_train.ipynb #b9608517
 def lineage(
     root:Path, # The project's top folder
     inputs:dict[str, Path], # Name: data file
     choices:dict, # The parameters that the training read
 )->dict: # Hashes and versions
-    "Where an artifact comes from: a function of the train stage's dependencies, so that the same inputs give the same bytes"
-    src = source_files()
+    "Where an artifact comes from: the same dependencies of the stage give the same bytes"
     lock = Path(root)/"requirements.lock"
-    return dict(data={k: sha256(v) for k, v in inputs.items()}, params=hashlib.sha256(to_json(choices, None).encode()).hexdigest(), source=sha256(*src), lock=sha256(lock) if lock.is_file() else None,
-                python=".".join(map(str, sys.version_info[:3])), libraries={k: importlib.metadata.version(k).split("+")[0] for k in LIBRARIES}, package=__version__)
+    return dict(data={name: sha256(file) for name, file in inputs.items()},
+                params=hashlib.sha256(to_json(choices, None).encode()).hexdigest(), source=sha256(*source_files()),
+                lock=sha256(lock) if lock.is_file() else None, python=".".join(map(str, sys.version_info[:3])),
+                libraries={name: importlib.metadata.version(name).split("+")[0] for name in LIBRARIES},
+                package=__version__)
 
-# %% ../../nbs/pipeline/02_train.ipynb #3dbdf06b
+# %% ../../nbs/pipeline/02_train.ipynb #68474e06
 def describe_features(
     df:pd.DataFrame, # Training rows
     card:Card, # Their card
 )->list[dict]: # name, kind, what it means, and its range or categories
     "The model's input schema, from what it was trained on"
-    num = [dict(name=c, kind="numeric", about=card.columns.get(c, ""), low=float(df[c].min()), high=float(df[c].max()), whole=bool((df[c].dropna() % 1 == 0).all()), missing=bool(df[c].isna().any())) for c in card.numeric]
-    return num + [dict(name=c, kind="categorical", about=card.columns.get(c, ""), categories=sorted(map(str, df[c].dropna().unique())), missing=bool(df[c].isna().any())) for c in card.categorical]
+    numeric = [_describe_number(df[name], name, card) for name in card.numeric]
+    return numeric + [_describe_category(df[name], name, card) for name in card.categorical]
 
-# %% ../../nbs/pipeline/02_train.ipynb #bebe3ce8
+# %% ../../nbs/pipeline/02_train.ipynb #bb030a74
+def _describe_number(values, name, card):
+    "A number's range, whether it is whole, and whether it may be missing"
+    return dict(name=name, kind="numeric", about=card.columns.get(name, ""), low=float(values.min()),
+                high=float(values.max()), whole=bool((values.dropna() % 1 == 0).all()),
+                missing=bool(values.isna().any()))
+
+# %% ../../nbs/pipeline/02_train.ipynb #fab8a112
+def _describe_category(values, name, card):
+    "The categories, and whether the value may be missing"
+    return dict(name=name, kind="categorical", about=card.columns.get(name, ""),
+                categories=sorted(map(str, values.dropna().unique())), missing=bool(values.isna().any()))
+
+# %% ../../nbs/pipeline/02_train.ipynb #c262e07d
+def _mitigable(recipe, card, name):
+    "The recipe, without its mitigation where the card leaves it nothing to do"
+    if recipe.mitigation is None: return recipe
+    method, reason = recipe.mitigation.method, None
+    if not card.parity: reason = "the card asks for parity of no attribute, so there is nothing to mitigate"
+    elif card.task != "binary" and method != "parity_penalty": reason = f"{method} is for binary decisions"
+    if reason is None: return recipe
+    print(f"{name}: {reason}: trained without")
+    return recipe.model_copy(update={"mitigation": None})
+
+# %% ../../nbs/pipeline/02_train.ipynb #04916f31
 def _recorder(root, name):
     "DVCLive for one candidate, writing only files"
     from dvclive import Live
     return Live(dir=str(Path(root)/"dvclive"/name), save_dvc_exp=False, dvcyaml=None, monitor_system=False)
 
-# %% ../../nbs/pipeline/02_train.ipynb #c8f63405
-def _mitigable(recipe, card, name):
-    "The recipe, without its mitigation where the card leaves it nothing to do"
-    if recipe.mitigation is None: return recipe
-    why = "the card asks for parity of no attribute, so there is nothing to mitigate" if not card.parity else f"{recipe.mitigation.method} is for binary decisions" if card.task != "binary" and recipe.mitigation.method != "parity_penalty" else None
-    if why is None: return recipe
-    print(f"{name}: {why}: trained without")
-    return recipe.model_copy(update={"mitigation": None})
+# %% ../../nbs/pipeline/02_train.ipynb #8ba0c99f
+def _fit(root, params, name, recipe, card, encoder, known):
+    "Fit on the labelled rows and record the losses; `ConfigError` when the recipe cannot be trained"
+    Z, y = codes(encoder, known), known[card.target.name].to_numpy(float)
+    groups = [known[attribute].to_numpy(str) for attribute in card.parity]
+    with _recorder(root, name) as live:
+        def step(losses):
+            for loss, value in losses.items(): live.log_metric(loss, value)
+            live.next_step()
+        try:
+            return fit(recipe, card.task, encoder, Z, y, params.seed, groups, params.decision.threshold, step,
+                       params.audit.background)
+        except (ValueError, TypeError, ArithmeticError) as e:
+            place = f"params.yaml: candidates.{name}.params {recipe.params}"
+            raise ConfigError(f"candidate {name} cannot be trained with {place}: {' '.join(str(e).split())}") from None
 
-# %% ../../nbs/pipeline/02_train.ipynb #d268f5e7
+# %% ../../nbs/pipeline/02_train.ipynb #40f18ebe
+def _metadata(params, name, recipe, card, train):
+    "What an artifact states about itself"
+    return dict(name=name, task=card.task, card=card.name, target=card.target.model_dump(),
+                threshold=params.decision.threshold, seed=params.seed, recipe=recipe.model_dump(),
+                features=describe_features(train, card), trained_on=asdict(describe(train, card, "train")))
+
+# %% ../../nbs/pipeline/02_train.ipynb #ea31b19f
+def _choices(params, recipe):
+    "The parameters that the training reads"
+    return dict(seed=params.seed, decision=params.decision.model_dump(), data=params.data.model_dump(),
+                candidate=recipe.model_dump())
+
+# %% ../../nbs/pipeline/02_train.ipynb #ffe85b67
+def _profile(reference, card, score):
+    "The reference's profile with the score, for the comparison with live traffic"
+    scored = reference.assign(score=score)
+    return to_dict(profile(scored, kinds={**kinds_of(scored, card), "score": "numeric"}))
+
+# %% ../../nbs/pipeline/02_train.ipynb #024d0f20
 def train_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters
     name:str, # A candidate
 )->Artifact: # Saved, loaded again and verified
     "Stage: train one candidate into `models/<name>`"
-    if name not in params.candidates: raise ConfigError(f"params.yaml: candidates: no '{name}'; there are {', '.join(params.candidates)}")
-    root, card, recipe = Path(root), pipeline_card(root, params), params.candidates[name]
-    recipe = _mitigable(recipe, card, name)
-    files = {k: root/"data/split"/f"{k}.parquet" for k in ("train", "reference")}
-    train, ref = (read_rows(f) for f in files.values())
-    known = train[train[card.target.name].notna()]
-    enc = fit_encoder(train, card)
-    Z, y = codes(enc, known), known[card.target.name].to_numpy(float)
-    with _recorder(root, name) as live:
-        def step(losses):
-            for k, v in losses.items(): live.log_metric(k, v)
-            live.next_step()
-        try: fitted = fit(recipe, card.task, enc, Z, y, params.seed, [known[a].to_numpy(str) for a in card.parity], params.decision.threshold, step, params.audit.background)
-        except (ValueError, TypeError, ArithmeticError) as e: raise ConfigError(f"candidate {name} cannot be trained with params.yaml: candidates.{name}.params {recipe.params}: {' '.join(str(e).split())}") from None
-    meta = dict(name=name, task=card.task, card=card.name, target=card.target.model_dump(), threshold=params.decision.threshold, seed=params.seed, recipe=recipe.model_dump(),
-                features=describe_features(train, card), trained_on=asdict(describe(train, card, "train")))
-    choices = dict(seed=params.seed, decision=params.decision.model_dump(), data=params.data.model_dump(), candidate=recipe.model_dump())
-    scored = ref.assign(score=Artifact({**meta, "kind": fitted.kind}, fitted.arrays, enc).score(ref))
-    docs = dict(card=card.model_dump(), lineage=lineage(root, files, choices), profile=to_dict(profile(scored, kinds={**kinds_of(scored, card), "score": "numeric"})))
-    return load(save(root/"models"/name, fitted, enc, meta, parity_rows(ref, card), docs))
+    if name not in params.candidates:
+        raise ConfigError(f"params.yaml: candidates: no '{name}'; there are {', '.join(params.candidates)}")
+    root, card = Path(root), pipeline_card(root, params)
+    recipe = _mitigable(params.candidates[name], card, name)
+    files = {part: root/"data/split"/f"{part}.parquet" for part in ("train", "reference")}
+    train, reference = (read_rows(file) for file in files.values())
+    encoder = fit_encoder(train, card)
+    fitted = _fit(root, params, name, recipe, card, encoder, train[train[card.target.name].notna()])
+    meta = _metadata(params, name, recipe, card, train)
+    score = Artifact({**meta, "kind": fitted.kind}, fitted.arrays, encoder).score(reference)
+    documents = dict(card=card.model_dump(), lineage=lineage(root, files, _choices(params, recipe)),
+                     profile=_profile(reference, card, score))
+    return load(save(root/"models"/name, fitted, encoder, meta, parity_rows(reference, card), documents))

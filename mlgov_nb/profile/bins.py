@@ -97,13 +97,13 @@ def shrink(self:_Sample):
         self.top = keys.max()
     self.keys, self.rows = [keys], [rows]
 
-# %% ../../nbs/profile/03_bins.ipynb #60c240ea
+# %% ../../nbs/profile/03_bins.ipynb #ee7557ae
 @patch
-def add(self:_Sample,
-        file:int, # Number of the file
-        start:int, # Number of the first row
-        values:dict[str, np.ndarray], # Column: its values in this piece
-       ):
+def add_rows(self:_Sample,
+             file:int, # Number of the file
+             start:int, # Number of the first row
+             values:dict[str, np.ndarray], # Column: its values in this piece
+            ):
     "Add the rows of a piece"
     if not values: return
     count = len(next(iter(values.values())))
@@ -114,11 +114,11 @@ def add(self:_Sample,
     self.rows.append(np.array([values[name][keep] for name in self.columns]))
     if sum(map(len, self.keys)) > 2 * self.size: self.shrink()
 
-# %% ../../nbs/profile/03_bins.ipynb #6ea24da1
+# %% ../../nbs/profile/03_bins.ipynb #5bb66a93
 @patch
-def merge(self:_Sample,
-          other:_Sample, # A sample of other rows
-         ):
+def add_sample(self:_Sample,
+               other:_Sample, # A sample of other rows
+              ):
     "Add the rows of another sample"
     self.keys += other.keys
     self.rows += other.rows
@@ -136,9 +136,9 @@ class _Learner:
         self.categories = {name: Counter() for name, kind in kinds.items() if kind == "categorical"}
         self.too_many = set()               # columns with more than MAX_DISTINCT categories
 
-# %% ../../nbs/profile/03_bins.ipynb #ebf84fba
+# %% ../../nbs/profile/03_bins.ipynb #59a5bbbe
 def _range(values):
-    "Smallest and largest of the ordinary values; infinities the wrong way where there is none"
+    "Smallest and largest of the ordinary values; (inf, -inf) where there is none"
     ordinary = values[_is_ordinary(values)]
     return (float(ordinary.min()), float(ordinary.max())) if len(ordinary) else (np.inf, -np.inf)
 
@@ -160,7 +160,7 @@ def _count(self:_Learner, name, counts):
         self.too_many.add(name)
         categories.clear()
 
-# %% ../../nbs/profile/03_bins.ipynb #e46106bb
+# %% ../../nbs/profile/03_bins.ipynb #6be48bdb
 @patch
 def add(self:_Learner,
         where:str, # What to call the rows in an error
@@ -173,19 +173,19 @@ def add(self:_Learner,
     def numbers_of(name): return reading(where, name, as_numbers, arrays[name], self.kinds[name], name, where)
     def categories_of(name): return reading(where, name, category_counts, arrays[name])
     values = dict(zip(self.numbers, pool.map(numbers_of, self.numbers)))
-    self.sample.add(file, start, values)
+    self.sample.add_rows(file, start, values)
     for name, (low, high) in zip(self.numbers, pool.map(_range, values.values())): self._widen(name, low, high)
     for name, (categories, counts, _) in zip(self.categories, pool.map(categories_of, list(self.categories))):
         self._count(name, zip(categories, counts.tolist()))
     self.rows += len(next(iter(arrays.values())))
 
-# %% ../../nbs/profile/03_bins.ipynb #6419f805
+# %% ../../nbs/profile/03_bins.ipynb #8771703d
 @patch
 def merge(self:_Learner,
           other:_Learner, # Of other files
          )->_Learner: # This one
     "Take over what another learner has seen"
-    self.sample.merge(other.sample)
+    self.sample.add_sample(other.sample)
     self.rows += other.rows
     self.too_many |= other.too_many
     for name, (low, high) in other.ranges.items(): self._widen(name, low, high)

@@ -56,16 +56,16 @@ def add(self:_NumberCounter,
     numbers = as_numbers(values, self.column.kind, name, where)
     count_numbers(numbers, self.cuts, self.column.centre, self.counts, self.sums, self.squares, self.ends)
 
-# %% ../../nbs/profile/04_build.ipynb #a07f4e55
+# %% ../../nbs/profile/04_build.ipynb #4cd9e90c
 @patch
 def done(self:_NumberCounter)->Column: # With the counts
-    "What was counted"
+    "The column with its counts"
     any_finite = bool(self.counts[:-3].sum())
     least, most = self.ends.tolist() if any_finite else (None, None)
     return replace(self.column, counts=tuple(self.counts.tolist()), sums=tuple(exact_sum(row) for row in self.sums),
                    squares=exact_sum(self.squares), least=least, most=most)
 
-# %% ../../nbs/profile/04_build.ipynb #4f4e00fb
+# %% ../../nbs/profile/04_build.ipynb #0f2d0633
 class _CategoryCounter:
     "Rows of each category of a column"
     def __init__(self, column):
@@ -73,42 +73,32 @@ class _CategoryCounter:
         self.counts = np.zeros(len(column.counts), np.int64)
         self.positions = {category: position for position, category in enumerate(column.bins)}
 
-# %% ../../nbs/profile/04_build.ipynb #298a5634
-@patch
-def add(self:_CategoryCounter,
-        values, # A piece of the column
-        name:str, # The column, for an error
-        where:str, # What to call the rows in an error
-       ):
-    "Count a piece"
-    categories, rows, missing = category_counts(values)
-    unseen = len(self.positions)
-    np.add.at(self.counts, [self.positions.get(category, unseen) for category in categories], rows)
-    self.counts[-1] += missing
+    def add(self, values, name, where):
+        "Count a piece"
+        categories, rows, missing = category_counts(values)
+        unseen = len(self.positions)
+        np.add.at(self.counts, [self.positions.get(category, unseen) for category in categories], rows)
+        self.counts[-1] += missing
 
-# %% ../../nbs/profile/04_build.ipynb #4e29d430
+    def done(self):
+        "The column with its counts"
+        return replace(self.column, counts=tuple(self.counts.tolist()))
+
+# %% ../../nbs/profile/04_build.ipynb #f8cddf47
 class _PresenceCounter:
     "Present and missing values of a column"
     def __init__(self, column):
         self.column = column
         self.counts = np.zeros(len(column.counts), np.int64)
 
-# %% ../../nbs/profile/04_build.ipynb #b379741c
-@patch
-def add(self:_PresenceCounter,
-        values, # A piece of the column
-        name:str, # The column, for an error
-        where:str, # What to call the rows in an error
-       ):
-    "Count a piece"
-    missing = int(values.isna().sum()) if isinstance(values, pd.Series) else values.null_count
-    self.counts += (len(values) - missing, missing)
+    def add(self, values, name, where):
+        "Count a piece"
+        missing = int(values.isna().sum()) if isinstance(values, pd.Series) else values.null_count
+        self.counts += (len(values) - missing, missing)
 
-# %% ../../nbs/profile/04_build.ipynb #10675c4f
-@patch
-def done(self:(_CategoryCounter, _PresenceCounter))->Column: # With the counts
-    "What was counted"
-    return replace(self.column, counts=tuple(self.counts.tolist()))
+    def done(self):
+        "The column with its counts"
+        return replace(self.column, counts=tuple(self.counts.tolist()))
 
 # %% ../../nbs/profile/04_build.ipynb #79152556
 COUNTERS = dict(numeric=_NumberCounter, time=_NumberCounter, categorical=_CategoryCounter, uncounted=_PresenceCounter)
@@ -130,14 +120,14 @@ def count(
             if progress: progress(len(next(iter(arrays.values()))))
     return {name: counter.done() for name, counter in counters.items()}
 
-# %% ../../nbs/profile/04_build.ipynb #c0ef6188
+# %% ../../nbs/profile/04_build.ipynb #95b9d7fa
 def profile(
     source, # A file, several files, an Arrow table or a frame
     like:Profile|None=None, # A profile that has the bins; None: the source is the reference
     kinds:dict[str, str]|None=None, # For a reference: column: 'numeric', 'time' or 'categorical'
     progress=None, # Called with the number of rows of each chunk
 )->Profile: # Bins and counts
-    "Profile a window in the bins of `like`, or a reference in bins of its own"
+    "Profile a window in the bins of `like`, or a reference in its own bins"
     return count(source, choose_bins(source, kinds) if like is None else like, progress)
 
 # %% ../../nbs/profile/04_build.ipynb #064f9891
@@ -156,10 +146,11 @@ def _column_to_dict(name, column):
                 sums=[to_hex(total) for total in column.sums], squares=to_hex(column.squares),
                 least=column.least, most=column.most, why=column.why)
 
-# %% ../../nbs/profile/04_build.ipynb #ebc0f20d
+# %% ../../nbs/profile/04_build.ipynb #db2663cf
 def _column_from_dict(content):
     "A column from plain data"
-    same = {name: content[name] for name in ("kind", "low", "high", "centre", "each", "partial", "least", "most", "why")}
+    same_type = ("kind", "low", "high", "centre", "each", "partial", "least", "most", "why")
+    same = {name: content[name] for name in same_type}
     return Column(**same, bins=tuple(content["bins"]), counts=tuple(content["counts"]),
                   sums=tuple(map(from_hex, content["sums"])), squares=from_hex(content["squares"]))
 
@@ -221,9 +212,9 @@ def _run_tasks(client, progress, function, *arguments):
         if progress: progress(1)
     return client.gather(tasks)
 
-# %% ../../nbs/profile/04_build.ipynb #7fa822d5
+# %% ../../nbs/profile/04_build.ipynb #047a4d6d
 def _learn_file(file, kinds, number):
-    "What one file of a reference has to say about its bins"
+    "A learner that has read one file of a reference"
     return learn_bins(file, kinds, number)
 
 # %% ../../nbs/profile/04_build.ipynb #6c46d834

@@ -9,34 +9,47 @@ __all__ = ['adjust', 'adjust_tables', 'tail_p']
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/stats/01_significance.ipynb #7a6096ae
+# %% ../../nbs/stats/01_significance.ipynb #7275706e
 def adjust(
     p:np.ndarray, # p-values, NaN where there is none
 )->np.ndarray: # Adjusted p-values (Benjamini and Hochberg 1995)
     "Benjamini-Hochberg adjusted p-values; NaN stays NaN and does not count as a test"
-    p = np.asarray(p, float); out = np.full(len(p), np.nan)
-    at = np.flatnonzero(~np.isnan(p))
-    order = at[np.argsort(-p[at], kind="stable")]
-    out[order] = np.minimum.accumulate(p[order] * len(at) / np.arange(len(at), 0, -1)).clip(max=1)
-    return out
+    p = np.asarray(p, float)
+    adjusted = np.full(len(p), np.nan)
+    tests = np.flatnonzero(~np.isnan(p))
+    order = tests[np.argsort(-p[tests], kind="stable")]
+    ranks = np.arange(len(tests), 0, -1)
+    adjusted[order] = np.minimum.accumulate(p[order] * len(tests) / ranks).clip(max=1)
+    return adjusted
 
-# %% ../../nbs/stats/01_significance.ipynb #2df83f00
+# %% ../../nbs/stats/01_significance.ipynb #8f3d66c5
 def adjust_tables(
     tables:dict[str, pd.DataFrame], # Window: rows with a column `p`
 )->dict[str, pd.DataFrame]: # The same with `p_adjusted`
     "Adjust the p-values of all tables together"
-    p = adjust(np.concatenate([t.p for t in tables.values()])) if tables else []
-    ends = np.cumsum([len(t) for t in tables.values()])
-    return {k: t.assign(p_adjusted=p[end - len(t):end]) for (k, t), end in zip(tables.items(), ends)}
+    if not tables: return {}
+    adjusted = adjust(np.concatenate([table.p for table in tables.values()]))
+    ends = np.cumsum([len(table) for table in tables.values()])
+    parts = np.split(adjusted, ends[:-1])
+    return {name: table.assign(p_adjusted=part) for (name, table), part in zip(tables.items(), parts)}
 
-# %% ../../nbs/stats/01_significance.ipynb #7dba6bfe
+# %% ../../nbs/stats/01_significance.ipynb #bbd34c16
+def _exponential_tail(statistic, simulated):
+    "Chance to lie above the statistic, by an exponential tail through the largest tenth; None where that is flat"
+    largest = np.sort(simulated)[-(len(simulated) // 10):]
+    excess = largest.mean() - largest[0]
+    if not excess > 0: return None
+    return len(largest) / (len(simulated) + 1) * np.exp(-(statistic - largest[0]) / excess)
+
+# %% ../../nbs/stats/01_significance.ipynb #6ecb8940
 def tail_p(
-    t:float, # The statistic
-    sims:np.ndarray, # The same statistic without a change, simulated
-)->float: # p-value
-    "Share of simulations at or above it, itself counted (Phipson and Smyth 2010); beyond all of them, an exponential tail through the largest tenth (after Knijnenburg et al. 2009)"
-    k, n = int((sims >= t - 1e-9 * abs(t)).sum()), len(sims)
-    if k or n < 50: return (k + 1) / (n + 1)
-    tail = np.sort(sims)[-(n // 10):]
-    excess = tail.mean() - tail[0]
-    return float(min(1 / (n + 1), max(len(tail) / (n + 1) * np.exp(-(t - tail[0]) / excess), 1e-15))) if excess > 0 else 1 / (n + 1)
+    statistic:float, # As it was observed
+    simulated:np.ndarray, # The same statistic without a change, simulated
+)->float: # p-value, at least 1e-15
+    "p-value of a simulated test; beyond all of at least 50 simulations, by an exponential tail"
+    at_or_above = int((simulated >= statistic - 1e-9 * abs(statistic)).sum())
+    smallest = 1 / (len(simulated) + 1)
+    if at_or_above or len(simulated) < 50: return (at_or_above + 1) / (len(simulated) + 1)
+    tail = _exponential_tail(statistic, simulated)
+    if tail is None: return smallest
+    return float(min(smallest, max(tail, 1e-15)))

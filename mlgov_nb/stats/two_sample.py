@@ -14,18 +14,13 @@ from scipy.special import ndtr, ndtri
 from .quality import auc
 from .significance import tail_p
 
-# %% ../../nbs/stats/03_two_sample.ipynb #af6bc392
+# %% ../../nbs/stats/03_two_sample.ipynb #ff75388f
 def js_of_auc(
-    a:float, # AUC with which two distributions are told apart
-)->float: # Jensen-Shannon distance
-    "The Jensen-Shannon distance of two normal distributions that are told apart as well: one effect floor for columns and combinations"
-    shift = np.sqrt(2) * ndtri(np.clip(a, 0.5, 1 - 1e-9))
+    area:float, # AUC with which two distributions are told apart
+)->float: # Jensen-Shannon distance, 0 to 1
+    "The Jensen-Shannon distance of two normal distributions that can be told apart with this AUC"
+    shift = np.sqrt(2) * ndtri(np.clip(area, 0.5, 1 - 1e-9))
     return float(min(1.0, shift / np.sqrt(8 * np.log(2))))
-
-# %% ../../nbs/stats/03_two_sample.ipynb #c6bdf701
-def _take(Z, n, rng):
-    "At most `n` rows, in random order"
-    return Z[rng.permutation(len(Z))[:n]]
 
 # %% ../../nbs/stats/03_two_sample.ipynb #9d9b50cb
 @dataclass(frozen=True)
@@ -38,107 +33,153 @@ class Domain:
     n: int                  # rows scored
     drops: dict[str, float] # feature: how much AUC is lost when it is shuffled, largest first
 
-# %% ../../nbs/stats/03_two_sample.ipynb #1bb8e137
-def _drops(model, Z, y, rng):
-    "How much AUC is lost on at most 4,000 rows when a feature is shuffled"
-    at, out = rng.permutation(len(Z))[:4_000], np.zeros(Z.shape[1])
-    Z, y = Z[at], y[at]
-    full = auc(y, model.predict_proba(Z)[:, 1])[0]
-    for j in range(Z.shape[1]):
-        shuffled = Z.copy(); shuffled[:, j] = rng.permutation(Z[:, j])
-        out[j] = full - auc(y, model.predict_proba(shuffled)[:, 1])[0]
-    return out
+# %% ../../nbs/stats/03_two_sample.ipynb #a50c47bf
+def _take(rows, most, rng):
+    "At most so many rows, in random order"
+    return rows[rng.permutation(len(rows))[:most]]
 
-# %% ../../nbs/stats/03_two_sample.ipynb #c10aa1b9
+# %% ../../nbs/stats/03_two_sample.ipynb #2cbc30e7
+def _rank_z(y, score):
+    "z-value of Mann and Whitney's statistic, with the correction for ties; 0 where all scores are equal"
+    from scipy.stats import rankdata
+    ranks, m, n = rankdata(score), int(y.sum()), int((1 - y).sum())
+    variance = np.var(ranks, ddof=1) * m * n / (m + n)
+    if not variance > 0: return 0.0
+    return float((ranks[y == 1].sum() - m * (m + n + 1) / 2) / np.sqrt(variance))
+
+# %% ../../nbs/stats/03_two_sample.ipynb #563bb145
+def _auc_drops(model, rows, y, rng):
+    "How much AUC is lost on at most 4,000 rows when a feature is shuffled"
+    sample = rng.permutation(len(rows))[:4_000]
+    rows, y = rows[sample], y[sample]
+    drops = np.zeros(rows.shape[1])
+    full = auc(y, model.predict_proba(rows)[:, 1])[0]
+    for j in range(rows.shape[1]):
+        shuffled = rows.copy()
+        shuffled[:, j] = rng.permutation(rows[:, j])
+        drops[j] = full - auc(y, model.predict_proba(shuffled)[:, 1])[0]
+    return drops
+
+# %% ../../nbs/stats/03_two_sample.ipynb #4f3ddc29
+def _half_of(old, new, i):
+    "Every other row of both windows, from row `i` on, and the window of each: 0 or 1"
+    first, second = old[i::2], new[i::2]
+    return np.vstack([first, second]), np.r_[np.zeros(len(first)), np.ones(len(second))]
+
+# %% ../../nbs/stats/03_two_sample.ipynb #9a350ffc
+def _window_classifier(rows, y, seed):
+    "Gradient boosting that tells the windows' rows apart"
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    settings = dict(max_iter=30, max_leaf_nodes=15, early_stopping=False, random_state=seed)
+    return HistGradientBoostingClassifier(**settings).fit(rows, y)
+
+# %% ../../nbs/stats/03_two_sample.ipynb #2a0f2ef4
+def _cross_fitted_auc(scored):
+    "AUC over both halves, half of its 95% interval, and the p-value; of (y, score) of each half"
+    areas = [auc(y, score) for y, score in scored]
+    p = float(ndtr(-np.mean([_rank_z(y, score) for y, score in scored])))
+    area = float(np.mean([value for value, _, _ in areas]))
+    half = float(np.mean([(high - low) / 2 for _, low, high in areas])) / np.sqrt(2)
+    return area, half, p
+
+# %% ../../nbs/stats/03_two_sample.ipynb #d20dc806
 def domain_classifier(
     old:np.ndarray, # Codes of the reference, rows x features
     new:np.ndarray, # Codes of the window
     names:list[str], # Of the features
     seed:int=0, # For halves, classifier and shuffles
     max_rows:int=20_000, # Rows of each window that are used
-    explain:bool=True, # Measure which features tell the windows apart
+    explain:bool=True, # Measure which features tell the windows apart; all zero where the windows are alike
 )->Domain: # AUC with interval, p-value, and the features that tell the windows apart
     "Cross-fitted classifier two-sample test"
-    from sklearn.ensemble import HistGradientBoostingClassifier
     rng = np.random.default_rng(seed)
     old, new = _take(old, max_rows, rng), _take(new, max_rows, rng)
-    parts = [(np.vstack([old[i::2], new[i::2]]), np.r_[np.zeros(len(old[i::2])), np.ones(len(new[i::2]))]) for i in (0, 1)]
-    models = [HistGradientBoostingClassifier(max_iter=30, max_leaf_nodes=15, early_stopping=False, random_state=seed).fit(*p) for p in parts]
-    scores = [(y, m.predict_proba(Z)[:, 1]) for m, (Z, y) in zip(models, parts[::-1])]
-    found, p = [auc(*s) for s in scores], float(ndtr(-np.mean([_rank_z(*s) for s in scores])))
-    a, half = float(np.mean([f[0] for f in found])), float(np.mean([(f[2] - f[1]) / 2 for f in found])) / np.sqrt(2)
-    drops = sum(_drops(m, Z, y, rng) / 2 for m, (Z, y) in zip(models, parts[::-1])) if explain and p < 0.05 else np.zeros(len(names))   # nothing tells equal windows apart
-    order = np.argsort(-drops, kind="stable")
-    return Domain(a, a - half, a + half, p, len(old) + len(new), {names[j]: float(drops[j]) for j in order})
+    halves = [_half_of(old, new, 0), _half_of(old, new, 1)]
+    models = [_window_classifier(rows, y, seed) for rows, y in halves]
+    unseen = list(zip(models, halves[::-1]))                 # each model with the half that it has not seen
+    area, half, p = _cross_fitted_auc([(y, model.predict_proba(rows)[:, 1]) for model, (rows, y) in unseen])
+    drops = np.zeros(len(names))
+    if explain and p < 0.05: drops = sum(_auc_drops(model, rows, y, rng) / 2 for model, (rows, y) in unseen)
+    largest_first = {names[j]: float(drops[j]) for j in np.argsort(-drops, kind="stable")}
+    return Domain(area, float(area - half), float(area + half), p, len(old) + len(new), largest_first)
 
-# %% ../../nbs/stats/03_two_sample.ipynb #1b0e7ba0
-def _rank_z(y, score):
-    "z-value of Mann and Whitney's statistic, with the correction for ties"
-    from scipy.stats import rankdata
-    r, m, n = rankdata(score), int(y.sum()), int((1 - y).sum())
-    v = np.var(r, ddof=1) * m * n / (m + n)
-    return float((r[y == 1].sum() - m * (m + n + 1) / 2) / np.sqrt(v)) if v > 0 else 0.0
-
-# %% ../../nbs/stats/03_two_sample.ipynb #e15db985
+# %% ../../nbs/stats/03_two_sample.ipynb #eadd66c8
 @dataclass(frozen=True)
 class Mmd:
     "Maximum mean discrepancy of two windows"
     value: float    # distance of mean features, 0 to 2
     p: float
-    auc: float      # of the witness function, on rows that it was not learnt from
+    auc: float      # of the witness function, on rows that it was not learned from
     n: int
 
-# %% ../../nbs/stats/03_two_sample.ipynb #22a8ff58
-def _bandwidth(X):
-    "Median distance of pairs of rows"
+# %% ../../nbs/stats/03_two_sample.ipynb #d4a5745a
+def _bandwidth(rows):
+    "Median distance of pairs of rows; 1 where there is none"
     import torch
-    d = torch.cdist(X[::2], X[1::2]) if len(X) > 3 else torch.ones(1, dtype=X.dtype)
-    m = d.median()
-    return m if m > 0 else torch.ones_like(m)
+    if len(rows) <= 3: return torch.ones((), dtype=rows.dtype)
+    median = torch.cdist(rows[::2], rows[1::2]).median()
+    return median if median > 0 else torch.ones_like(median)
 
-# %% ../../nbs/stats/03_two_sample.ipynb #8e9a7957
-def _block_means(X, w, size):
+# %% ../../nbs/stats/03_two_sample.ipynb #c720e975
+def _block_means(rows, frequencies, size):
     "Mean Fourier features of blocks of `size` rows; rows that fill no block are left out"
     import torch
-    X = X[:len(X) // size * size]
-    out = []
-    for part in X.split(max(1, 16_384 // size) * size):
-        a = part @ w
-        f = torch.cat([a.cos(), a.sin()], 1) / w.shape[1] ** 0.5
-        out.append(f.view(-1, size, f.shape[1]).mean(1))
-    return torch.cat(out)
+    rows, means = rows[:len(rows) // size * size], []
+    for part in rows.split(max(1, 16_384 // size) * size):
+        angles = part @ frequencies
+        features = torch.cat([angles.cos(), angles.sin()], 1) / frequencies.shape[1] ** 0.5
+        means.append(features.view(-1, size, features.shape[1]).mean(1))
+    return torch.cat(means)
 
-# %% ../../nbs/stats/03_two_sample.ipynb #e1d435e7
+# %% ../../nbs/stats/03_two_sample.ipynb #19c4722c
+def _permuted_discrepancies(features, n, permutations, rng):
+    "Squared distances of the means of two sets of blocks, the first of `n`, when the blocks are permuted"
+    import torch
+    order = np.argsort(rng.random((permutations, len(features))), axis=1)
+    weights = torch.from_numpy(np.where(order < n, -1 / n, 1 / (len(features) - n))).to(features.device)
+    return (weights @ features).square().sum(1).cpu().numpy()
+
+# %% ../../nbs/stats/03_two_sample.ipynb #daecdaf9
+def _witness_auc(a, b):
+    "AUC of the direction between the mean features, cross-fitted"
+    areas = []
+    for i in (0, 1):
+        direction = b[i::2].mean(0) - a[i::2].mean(0)
+        scores = [(features[1 - i::2] @ direction).cpu().numpy() for features in (a, b)]
+        y = np.r_[np.zeros(len(scores[0])), np.ones(len(scores[1]))]
+        areas.append(auc(y, np.concatenate(scores))[0])
+    return float(np.mean(areas))
+
+# %% ../../nbs/stats/03_two_sample.ipynb #09cdbdf9
+def _random_frequencies(old, new, features, rng):
+    "Random directions, columns x features, at the scale of the rows of both windows"
+    import torch
+    pooled = torch.cat([old, new])
+    sample = torch.from_numpy(rng.permutation(len(pooled))[:2000]).to(old.device)
+    directions = torch.from_numpy(rng.standard_normal((old.shape[1], features))).to(old.device)
+    return directions / _bandwidth(pooled[sample])
+
+# %% ../../nbs/stats/03_two_sample.ipynb #3dc61907
 def mmd(
-    old:np.ndarray, # Standardised reference rows, rows x columns, no NaN (`features.design`)
+    old:np.ndarray, # Standardised reference rows, rows x columns, no NaN (`model.encoding.design`)
     new:np.ndarray, # The window's
     seed:int=0, # For features, order and permutations
     permutations:int=500, # Of the windows
     features:int=128, # Random Fourier features, each a cosine and a sine
-    blocks:int=1000, # Units that are dealt out, per window at most
+    blocks:int=1000, # Units that are permuted, per window at most
 )->Mmd: # Distance, p-value, effect
     "Kernel two-sample test, linear in rows; on CUDA where there is one"
     import torch
     rng = np.random.default_rng(seed)
-    device, most = "cuda" if torch.cuda.is_available() else "cpu", 20 * min(len(old), len(new))     # blocks enough on both sides
-    old, new = (torch.from_numpy(np.ascontiguousarray(_take(x, most, rng), dtype=float)).to(device) for x in (old, new))
-    mixed = torch.cat([old, new])[torch.from_numpy(rng.permutation(len(old) + len(new))[:2000]).to(device)]
-    w = torch.from_numpy(rng.standard_normal((old.shape[1], features))).to(device) / _bandwidth(mixed)
-    size = max(1, max(len(old), len(new)) // blocks)                      # one size for both, so that blocks are exchangeable
-    a, b = (_block_means(x, w, size) for x in (old, new))
-    F, n, m = torch.cat([a, b]), len(a), len(b)
-    order = np.argsort(rng.random((permutations, n + m)), axis=1)
-    W = torch.from_numpy(np.where(order < n, -1 / n, 1 / m)).to(device)
-    sims = (W @ F).square().sum(1).cpu().numpy()
-    value = float((b.mean(0) - a.mean(0)).square().sum())
-    return Mmd(value**0.5, tail_p(value, sims), _witness_auc(a, b) if size == 1 else _witness_auc(*(_block_means(x[:blocks], w, 1) for x in (old, new))), len(old) + len(new))
-
-# %% ../../nbs/stats/03_two_sample.ipynb #531930aa
-def _witness_auc(a, b):
-    "AUC of the direction between the mean features, cross-fitted"
-    out = []
-    for i in (0, 1):
-        f = b[i::2].mean(0) - a[i::2].mean(0)
-        s = [(x[1 - i::2] @ f).cpu().numpy() for x in (a, b)]
-        out.append(auc(np.r_[np.zeros(len(s[0])), np.ones(len(s[1]))], np.concatenate(s))[0])
-    return float(np.mean(out))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    most = 20 * min(len(old), len(new))
+    samples = [np.ascontiguousarray(_take(rows, most, rng), dtype=float) for rows in (old, new)]
+    old, new = (torch.from_numpy(sample).to(device) for sample in samples)
+    frequencies = _random_frequencies(old, new, features, rng)
+    size = max(1, max(len(old), len(new)) // blocks)
+    a, b = _block_means(old, frequencies, size), _block_means(new, frequencies, size)
+    simulated = _permuted_discrepancies(torch.cat([a, b]), len(a), permutations, rng)
+    squared = float((b.mean(0) - a.mean(0)).square().sum())
+    row_features = (a, b)
+    if size > 1: row_features = [_block_means(rows[:blocks], frequencies, 1) for rows in (old, new)]
+    return Mmd(squared**0.5, tail_p(squared, simulated), _witness_auc(*row_features), len(old) + len(new))

@@ -5,84 +5,154 @@
 # %% auto #0
 __all__ = ['MOVED', 'level', 'harm']
 
-# %% ../../nbs/verdict/01_harm.ipynb #460d1718
+# %% ../../nbs/verdict/01_harm.ipynb #4d8008f9
 from ..settings import Limit
-from ..stats.measures import number, words
+from ..stats.measures import Measure, as_measure, indexed, measure, number, words
 from .judge import run_checks, worst
 
-# %% ../../nbs/verdict/01_harm.ipynb #99ce8092
-MOVED = ("auc_change_now", "rmse_ratio_now", "value_change_now")
+# %% ../../nbs/verdict/01_harm.ipynb #17044e1f
+MOVED = ("auc_change_now", "rmse_ratio_now", "value_change_now")   # measures of a fall, the main ones first
 
+def _limit_as_fall(limit):
+    "A limit as a fall: positive, in points of the measure; of a ratio, how much above 1"
+    return -limit.min if limit.min is not None else limit.max - 1
+
+# %% ../../nbs/verdict/01_harm.ipynb #969f5dea
 def _bounds(limits):
-    "Measures that tell a fall, the main one first: the falls (positive, in its points) that are a warning and a failure"
-    falls = {k: sorted((-x.min if x.min is not None else x.max - 1) for x in limits if x.measure == k) for k in MOVED}
-    return {k: (v[0], v[-1]) for k, v in falls.items() if v}
+    "Measure of a fall: the falls that are a warning and a failure; only those that the policy limits"
+    bounds = {}
+    for name in MOVED:
+        falls = sorted(_limit_as_fall(limit) for limit in limits if limit.measure == name)
+        if falls: bounds[name] = (falls[0], falls[-1])
+    return bounds
 
-# %% ../../nbs/verdict/01_harm.ipynb #0fd8daad
-def _fall(m):
+# %% ../../nbs/verdict/01_harm.ipynb #92821642
+def _fall(changed):
     "A change as a fall: value, low, high; positive is worse"
-    if m["name"] == "rmse_ratio_now": return tuple(x - 1 for x in (m["value"], m["low"], m["high"]))
-    return -m["value"], -m["high"], -m["low"]
+    if changed.name == "rmse_ratio_now": return changed.value - 1, changed.low - 1, changed.high - 1
+    return -changed.value, -changed.high, -changed.low
 
-# %% ../../nbs/verdict/01_harm.ipynb #17727d41
+# %% ../../nbs/verdict/01_harm.ipynb #0ff1361f
 def level(
-    m:dict, # A measure of `MOVED`
+    changed:Measure|dict, # A measure of `MOVED`
     warn:float, # The fall that is a warning
     fail:float, # The fall that is a failure
 )->str: # 'harmful', 'harmless' or 'cannot tell'
     "Is a change of quality harm?"
-    if m["value"] is None or m["low"] is None: return "cannot tell"
-    value, low, high = _fall(m)
+    changed = as_measure(changed)
+    if changed.value is None or changed.low is None: return "cannot tell"
+    value, low, high = _fall(changed)
     if value > warn and low > 0: return "harmful"
     return "harmless" if value <= warn and high <= fail else "cannot tell"
 
-# %% ../../nbs/verdict/01_harm.ipynb #831927bc
+# %% ../../nbs/verdict/01_harm.ipynb #ff09f90a
 def _drift_words(checks, window):
-    "What the drift audit says of a window"
-    own = [c for c in checks if c["window"] == window]
+    "What the drift audit found in a window"
+    own = [check for check in checks if check["window"] == window]
     if not own: return "drift not audited"
-    share = next((c["value"] for c in own if c["measure"] == "drift_share"), None)
-    if {"warn", "fail"} & {c["verdict"] for c in own}: return "drift" + (f" in {share:.0%} of the features" if share else "")
-    return "no drift" if worst([c["verdict"] for c in own]) == "pass" else "drift cannot be told"
+    verdicts = [check["verdict"] for check in own]
+    if "warn" not in verdicts and "fail" not in verdicts:
+        return "no drift" if worst(verdicts) == "pass" else "drift cannot be determined"
+    share = next((check["value"] for check in own if check["measure"] == "drift_share"), None)
+    return f"drift in {share:.0%} of the features" if share else "drift"
 
-# %% ../../nbs/verdict/01_harm.ipynb #aa5657b7
-def _quality_words(name, ref, ms):
-    "Expected and confirmed quality of a window in words"
-    guess, truth, labels = ms.get((f"{name}_expected", "all rows")), ms.get((name, "all rows")), ms.get(("label_selection", "all rows"))
-    was = f"{number(ref['value'])} → " if ref else ""
-    if guess and guess["value"] is not None: said = f"expected {words(name)} {was}{number(guess['value'])}"
-    else: said = f"no estimate of the {words(name)} ({guess['note'].removeprefix('cannot tell: ')})" if guess else f"{words(name)} {was.removesuffix(' → ')} on the reference" if ref else f"no estimate of the {words(name)}"
-    if not truth or truth["value"] is None: return f"{said}, " + (f"not confirmed: {truth.get('note', '').removeprefix('cannot tell: ') or 'too few labels'}" if truth and truth["n"] else "no labels yet")
-    part = " of rows unlike the rest" if labels and "not like" in labels.get("note", "") else ""
-    return f"{said}, confirmed {number(truth['value'])} on {truth['n']:,} labels{part}"
+# %% ../../nbs/verdict/01_harm.ipynb #190186ba
+def _reason_unknown(measured):
+    "The note of a measure without a value, without its first words"
+    return measured.note.removeprefix("cannot tell: ")
 
-# %% ../../nbs/verdict/01_harm.ipynb #0cac158e
-def _cause(name, ms):
-    "What a harmful change comes from, where it can be told"
-    a, b = (ms.get((k, name)) for k in ("covariate_part", "concept_part"))
-    return f"; {number(a['value'])} of it from the inputs, {number(b['value'])} from a changed relation" if a and b and None not in (a["value"], b["value"]) else ""
+def _expected_words(name, reference, expected):
+    "The reference's quality, and what is expected of a window"
+    before = f"{number(reference.value)} → " if reference else ""
+    if expected and expected.value is not None: return f"expected {words(name)} {before}{number(expected.value)}"
+    if expected: return f"no estimate of the {words(name)} ({_reason_unknown(expected)})"
+    if reference: return f"{words(name)} {number(reference.value)} on the reference"
+    return f"no estimate of the {words(name)}"
 
-# %% ../../nbs/verdict/01_harm.ipynb #cce5eea7
-def _one_window(r, base, bounds, drift):
-    "Level and sentence of one window"
-    ms, w = {(m["name"], m["subject"]): m for m in r["measures"]}, r["window"]["name"]
-    name = "rmse" if "rmse_ratio_now" in bounds else "auc"
-    levels = {k: level(ms.get((k, "all rows"), dict(name=k, value=None, low=None)), *b) for k, b in bounds.items() if k != "value_change_now" or (k, "all rows") in ms}
-    said = next((x for x in ("harmful", "cannot tell") if x in levels.values()), "harmless") if levels else "cannot tell"
-    told = {k: f"{words(k)} {number(m['value'])}, 95% {number(m['low'])} to {number(m['high'])}" for k, v in levels.items() if v == said and (m := ms.get((k, "all rows"))) and m["low"] is not None}
-    more = "" if said == "harmless" or not told else f" ({'; '.join(told.values())})"
-    if not levels: more = " (the policy limits no change of quality)"
-    cause = _cause(name, ms) if levels.get(f"{name}_change_now", levels.get("rmse_ratio_now")) == "harmful" else ""
-    return dict(window=w, verdict=said, sentence=f"{w}: {drift}, {'cannot tell whether it harms' if said == 'cannot tell' else said}: {_quality_words(name, base.get((name, 'all rows')), ms)}{more}{cause}")
+# %% ../../nbs/verdict/01_harm.ipynb #8bf7e6e4
+def _confirmed_words(confirmed, selection):
+    "What the labels of a window confirm; `selection` says whether the labelled rows are like the others"
+    if not confirmed or (confirmed.value is None and not confirmed.n): return "no labels yet"
+    if confirmed.value is None: return f"not confirmed: {_reason_unknown(confirmed) or 'too few labels'}"
+    text = f"confirmed {number(confirmed.value)} on {confirmed.n:,} labels"
+    if selection and "not like" in selection.note: text += ", whose rows differ from the unlabelled ones"
+    return text
 
-# %% ../../nbs/verdict/01_harm.ipynb #9b7cfd8b
-def _same_rows(a, b):
-    "Do two records speak of the same model and rows, labels apart?"
-    x, y = a["window"], b["window"]
-    alike = all(x[k] == y[k] for k in ("name", "rows", "start", "end")) and a["model"]["version"] == b["model"]["version"]
-    return alike and (x["sha256"] == y["sha256"] or x["labelled"] != y["labelled"])
+# %% ../../nbs/verdict/01_harm.ipynb #4c0a7d5f
+def _cause_words(name, measures):
+    "What a harmful change comes from, where it can be determined"
+    inputs, relation = measures.get(("covariate_part", name)), measures.get(("concept_part", name))
+    if not inputs or not relation or None in (inputs.value, relation.value): return ""
+    return f"; {number(inputs.value)} of it from the inputs, {number(relation.value)} from a changed relation"
 
-# %% ../../nbs/verdict/01_harm.ipynb #96e1662c
+# %% ../../nbs/verdict/01_harm.ipynb #40784328
+def _quality_words(name, reference, measures):
+    "Expected and confirmed quality of a window"
+    whole = {key: measures.get((key, "all rows")) for key in (name, f"{name}_expected", "label_selection")}
+    expected = _expected_words(name, reference, whole[f"{name}_expected"])
+    return f"{expected}, {_confirmed_words(whole[name], whole['label_selection'])}"
+
+# %% ../../nbs/verdict/01_harm.ipynb #c9fa5056
+def _levels(measures, bounds):
+    "The level of each limited change; that of a decision's value only where it is measured"
+    levels = {}
+    for name, (warning, failure) in bounds.items():
+        changed = measures.get((name, "all rows"))
+        if changed is None and name == "value_change_now": continue
+        levels[name] = level(changed or measure(name, "all rows", None, 0), warning, failure)
+    return levels
+
+def _worst_level(levels):
+    "The worst of the levels; without one, nobody can tell"
+    if not levels: return "cannot tell"
+    return next((verdict for verdict in ("harmful", "cannot tell") if verdict in levels.values()), "harmless")
+
+# %% ../../nbs/verdict/01_harm.ipynb #6aff1c20
+def _change_words(measures, levels, verdict):
+    "The changes that decided the verdict, in brackets"
+    if not levels: return " (the policy limits no change of quality)"
+    if verdict == "harmless": return ""
+    deciding = [measures.get((name, "all rows")) for name, found in levels.items() if found == verdict]
+    texts = []
+    for each in deciding:
+        if each is None or each.low is None: continue
+        texts.append(f"{words(each.name)} {number(each.value)}, 95% {number(each.low)} to {number(each.high)}")
+    return f" ({'; '.join(texts)})" if texts else ""
+
+# %% ../../nbs/verdict/01_harm.ipynb #ba5ef2d2
+def _one_window(performance, reference, bounds, drift):
+    "Verdict and sentence of one window: its record, the reference's measures, the bounds, and the drift in words"
+    measures, window = indexed(performance), performance["window"]["name"]
+    name, main = ("rmse", "rmse_ratio_now") if "rmse_ratio_now" in bounds else ("auc", "auc_change_now")
+    levels = _levels(measures, bounds)
+    verdict = _worst_level(levels)
+    conclusion = "cannot tell whether it is harmful" if verdict == "cannot tell" else verdict
+    quality = _quality_words(name, reference.get((name, "all rows")), measures)
+    sentence = f"{window}: {drift}, {conclusion}: {quality}{_change_words(measures, levels, verdict)}"
+    if levels.get(main) == "harmful": sentence += _cause_words(name, measures)
+    return dict(window=window, verdict=verdict, sentence=sentence)
+
+# %% ../../nbs/verdict/01_harm.ipynb #de290242
+def _same_rows(one, other):
+    "Are two records about the same model and rows, labels apart?"
+    window, other_window = one["window"], other["window"]
+    if one["model"]["version"] != other["model"]["version"]: return False
+    if any(window[key] != other_window[key] for key in ("name", "rows", "start", "end")): return False
+    return window["sha256"] == other_window["sha256"] or window["labelled"] != other_window["labelled"]
+
+# %% ../../nbs/verdict/01_harm.ipynb #c42d53e0
+def _reference_measures(records):
+    "The measures of the reference, by name and subject; none without a record of it"
+    return next((indexed(each) for each in records if each["window"]["name"] == "reference"), {})
+
+def _earlier_words(windows):
+    "How often each verdict was given in earlier windows"
+    verdicts = [each["verdict"] for each in windows]
+    counts = {verdict: verdicts.count(verdict) for verdict in ("harmful", "cannot tell", "harmless")}
+    parts = [f"{verdict} in {count} of {len(windows)}" for verdict, count in counts.items() if count]
+    return f". Earlier windows: {', '.join(parts)}" if parts else ""
+
+# %% ../../nbs/verdict/01_harm.ipynb #a9c2c181
 def harm(
     records:list[dict], # Measures of the performance audit, the reference's among them
     limits:list[Limit], # Policy of the performance audit
@@ -90,9 +160,14 @@ def harm(
     drift_limits:list[Limit]=(), # Its policy
 )->dict|None: # `verdict` and `sentence` of the latest window, and those of each; None without a window
     "Join drift with the expected and the confirmed change of quality"
-    checks = run_checks([r for r in drift if any(_same_rows(r, p) for p in records)], list(drift_limits), []) if drift else []
-    base = next(({(m["name"], m["subject"]): m for m in r["measures"]} for r in records if r["window"]["name"] == "reference"), {})
-    out = [_one_window(r, base, _bounds(limits), _drift_words(checks, r["window"]["name"])) for r in records if r["window"]["name"] != "reference"]
-    if not out: return None
-    rest = [f"{k} in {n} of {len(out) - 1}" for k in ("harmful", "cannot tell", "harmless") if (n := sum(x["verdict"] == k for x in out[:-1]))]
-    return dict(verdict=out[-1]["verdict"], sentence=out[-1]["sentence"] + (f". Earlier windows: {', '.join(rest)}" if rest else "") + ".", windows=out)
+    joined = [each for each in drift or [] if any(_same_rows(each, performance) for performance in records)]
+    checks = run_checks(joined, list(drift_limits), []) if drift else []
+    reference, bounds, windows = _reference_measures(records), _bounds(limits), []
+    for performance in records:
+        name = performance["window"]["name"]
+        if name == "reference": continue
+        windows.append(_one_window(performance, reference, bounds, _drift_words(checks, name)))
+    if not windows: return None
+    latest = windows[-1]
+    sentence = latest["sentence"] + _earlier_words(windows[:-1]) + "."
+    return dict(verdict=latest["verdict"], sentence=sentence, windows=windows)
