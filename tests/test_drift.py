@@ -47,7 +47,7 @@ def test_profiles_from_files_merge_and_are_compared(here, years):
     names = parts(here.root, years)
     here.run(f"mlgov profile {names[0]} -o ref.json")
     for n in names: here.run(f"mlgov profile {n} --like ref.json -o {n}.json")
-    here.run(f"mlgov profile merge {' '.join(f'{n}.json' for n in names)} -o merged.json")
+    here.run(f"mlgov profile-merge {' '.join(f'{n}.json' for n in names)} -o merged.json")
     here.run(f"mlgov profile {' '.join(names)} --like ref.json -o all.json")
     assert (here.root/"merged.json").read_bytes() == (here.root/"all.json").read_bytes()
     jsonschema.validate(json.loads((here.root/"all.json").read_text()), schema("profile"))
@@ -222,7 +222,7 @@ def test_dates_text_scores_and_short_histories(files):
 def test_profiles_that_do_not_fit_are_refused(files):
     files.run("mlgov profile a.csv -o a.json && mlgov profile inf.csv -o other.json && mlgov profile same.csv --like a.json -o same.json")
     files.refuses("mlgov drift a.json other.json", "columns ['x'] have other bins in the two profiles")
-    files.refuses("mlgov profile merge a.json other.json -o c.json", "have other bins")
+    files.refuses("mlgov profile-merge a.json other.json -o c.json", "have other bins")
     assert not (files.root/"c.json").exists()
     d = json.loads((files.root/"a.json").read_text())
     (files.root/"old.json").write_text(json.dumps({**d, "schema": 1}))

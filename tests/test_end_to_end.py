@@ -111,7 +111,9 @@ def test_audit_of_a_csv_file(clone):
     raw = pd.read_parquet(clone.root/"data/raw/gss_wages.parquet").query("year == 2018").head(600).drop(columns="realrinc")
     raw = raw.assign(educcat="Micro-credential")
     raw.to_csv(clone.root/"live.csv", index=False)
-    clone.run("mlgov audit drift --current live.csv --out reports/live")
+    code = clone.run("mlgov audit drift --current live.csv --out reports/live; echo exit $?").stdout.split()[-1]
+    verdict = json.loads((clone.root/"reports/live/drift.verdict.json").read_text())["verdict"]
+    assert code == ("1" if verdict in ("fail", "unknown") else "0"), "the exit code of `mlgov drift`"
     got = {(m["name"], m["subject"]): m["value"] for m in json.loads((clone.root/"reports/live/drift.json").read_text())[0]["measures"]}
     assert got["js_distance", "educcat"] > 0.99 and got["drifted", "educcat"] == 1.0
     clone.run("mlgov audit performance --current live.csv --out reports/live")

@@ -90,7 +90,8 @@ def test_numbers_as_text_are_numbers_and_other_text_is_refused(project):
 def test_explain_in_the_terminal(project):
     row = pd.read_parquet(ROOT/"data/sample/2014-18.parquet").id[5]
     said = project.run(f"mlgov explain data/sample/model data/sample/2014-18.parquet --row {row}").stdout
-    assert "Reasons" in said and "What would turn the decision" in said and "is a proxy for" in said and "{value}" not in said
+    assert "Reasons" in said and "What would change the decision" in said
+    assert "is a proxy for" in said and "{value}" not in said
     project.refuses("mlgov explain data/sample/model data/sample/2014-18.parquet --row nobody", "no row with id nobody")
     project.refuses("mlgov explain data/sample data/sample/2014-18.parquet --row 1", "not an artifact")
     project.refuses("mlgov explain models/none data/sample/2014-18.parquet --row 1", "no such folder")

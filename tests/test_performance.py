@@ -107,4 +107,4 @@ def test_the_committed_report_leads_with_harm():
 def test_index_and_gate_say_it(clone):
     told = json.loads((clone.scope()/"harm.json").read_text())
     assert told["sentence"] in (clone.root/"reports/index.html").read_text()
-    assert told["verdict"] in clone.run("mlgov gate").stdout and len(clone.run("mlgov harm").stdout.splitlines()) >= 6
+    assert told["verdict"] in clone.run("mlgov gate").stdout and len(clone.run("mlgov stage harm").stdout.splitlines()) >= 6
