@@ -75,7 +75,7 @@ def test_what_training_never_saw_is_said(service, rows):
     none = service.ask("/v1/predict", {**base, "educcat": None, "age": 130})[1]["predictions"][0]
     assert len(odd["warnings"]) == 2 and "'PhD' is never seen in training; scored as missing" in odd["warnings"][1] and odd["score"] == none["score"] and odd["outlier"]
     empty = service.ask("/v1/predict", dict.fromkeys(base))[1]["predictions"][0]
-    assert empty["warnings"] == ["every feature is missing: the score is that of nobody in particular"]
+    assert empty["warnings"] == ["every feature is missing: the score describes no particular person"]
 
 
 def test_reasons_are_those_of_the_command_line(service, clone):
