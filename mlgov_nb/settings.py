@@ -220,9 +220,9 @@ def parse_model(
         faults = [_fault(fault, model) for fault in error.errors()]
         raise ConfigError(f"{where}: {'; '.join(faults)}") from None
 
-# %% ../nbs/00_settings.ipynb #caebd3a3
+# %% ../nbs/00_settings.ipynb #9f35cdb4
 @patch(cls_method=True)
-def from_env(cls:ServiceSettings,
+def from_env(cls:ServiceSettings, # The settings class
              base:dict, # Settings of a release
              env:dict, # Environment variables, such as `os.environ`
             )->ServiceSettings: # Those of the release, overridden by the environment

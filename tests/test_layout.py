@@ -170,3 +170,9 @@ def test_lineage_hashes_the_code_that_the_train_stage_depends_on():
     hashed = {p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in source_files()}
     hashed = {name for name in hashed if not name.endswith("__init__")}
     assert hashed == code_of(stages()["train"]["deps"])
+
+
+def test_the_command_line_loads_no_numerical_library_before_the_kernels_are_fixed():
+    program = "import sys, mlgov_nb.cli.main; print({'numpy', 'torch', 'scipy', 'sklearn'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['card_check', 'card_new']
 
-# %% ../../nbs/cli/04_cards.ipynb #093ee9f7
+# %% ../../nbs/cli/04_cards.ipynb #1a33b1f0
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from .console import cards, open_project, print_line
 from ..data.card import card_path, load_card
 from ..settings import project_root
 
-# %% ../../nbs/cli/04_cards.ipynb #6f4d93fd
+# %% ../../nbs/cli/04_cards.ipynb #ac1960f0
 @cards.command("check")
 def card_check(
     name: Annotated[str, typer.Argument(help="A card of data/raw.")],
@@ -24,11 +24,13 @@ def card_check(
     from mlgov_nb.data.prepare import prepare
     from mlgov_nb.data.read import read_rows
     root = project_root()
-    c = load_card(card_path(root, name))
-    rows, refused = prepare(read_rows(root/"data"/"raw"/c.path), c, labelled=True, where=c.path)
-    print_line(f"{name}: {len(rows):,} rows fit the card, {len(refused):,} are refused; {rows[c.target.name].notna().mean():.0%} have a label; features {', '.join(c.features)}")
+    card = load_card(card_path(root, name))
+    rows, refused = prepare(read_rows(root/"data"/"raw"/card.path), card, labelled=True, where=card.path)
+    labelled = rows[card.target.name].notna().mean()
+    print_line(f"{name}: {len(rows):,} rows fit the card, {len(refused):,} are refused; "
+               f"{labelled:.0%} have a label; features {', '.join(card.features)}")
 
-# %% ../../nbs/cli/04_cards.ipynb #e54ff8bc
+# %% ../../nbs/cli/04_cards.ipynb #8b2f4a33
 @cards.command("new")
 def card_new(
     file: Annotated[Path, typer.Argument(help="A CSV or Parquet file.")],
@@ -38,10 +40,12 @@ def card_new(
     use: Annotated[bool, typer.Option(help="Set data.card in params.yaml, so that `dvc repro` runs on it.")] = True,
     force: Annotated[bool, typer.Option(help="Replace a card of that name.")] = False,
 ):
-    "Draft a dataset card for any file; edit it, then `dvc repro`."
+    "Draft a dataset card for any file; edit it, then run `dvc repro`."
     from mlgov_nb.data.card_draft import draft_card
     root, _ = open_project()
-    made, notes = draft_card(root, file, target, name, positive, use, force)
-    print_line(f"drafted {made.relative_to(root)}", "green")
-    for n in notes: print_line(f"  {n}")
-    print_line("next: read and edit the card, then `dvc repro`" + ("" if use else f" after setting data.card: {made.stem} in params.yaml"))
+    card_file, notes = draft_card(root, file, target, name, positive, use, force)
+    print_line(f"drafted {card_file.relative_to(root)}", "green")
+    for note in notes:
+        print_line(f"  {note}")
+    after = "" if use else f" after setting data.card: {card_file.stem} in params.yaml"
+    print_line(f"next: read and edit the card, then `dvc repro`{after}")

@@ -6,69 +6,124 @@
 __all__ = ['CELLS', 'RATES', 'BETWEEN', 'count_groups', 'rate_parts', 'rate_measures', 'score_groups', 'mean_measures',
            'rates_between', 'disparate_impact', 'means_between', 'fairness_measures', 'attribute_sets']
 
-# %% ../../nbs/fairness/01_rates.ipynb #aa9e7eb5
+# %% ../../nbs/fairness/01_rates.ipynb #66664c80
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
 from ..data.groups import cross, group_name
 from .gaps import PRIOR, draw_normal, draw_tables, largest_gap
-from ..stats.measures import measure, rate
+from ..stats.measures import Measure, measure, rate
 from ..stats.quality import confusion, delong
 
-# %% ../../nbs/fairness/01_rates.ipynb #8b3f4bc2
+# %% ../../nbs/fairness/01_rates.ipynb #90b624ef
 CELLS = ["tp", "fp", "fn", "tn"]
 
 def count_groups(
     group:pd.Series, # Group of each row
     y:np.ndarray, # Labels: 0, 1, NaN where unlabelled
     decision:np.ndarray, # Decisions, 0 or 1
-)->pd.DataFrame: # One row per group: tp, fp, fn, tn, n (labelled), rows, selected (of all rows)
+)->pd.DataFrame: # One row per group: tp, fp, fn, tn, n (labelled), rows, selected (labelled or not)
     "Confusion counts per group: all that measures of decisions need"
-    at, names = pd.factorize(group, sort=True)
-    known, g = ~np.isnan(y), len(names)
-    cells = confusion(y[known], np.asarray(decision)[known], at[known], g)
-    t = pd.DataFrame(cells, index=pd.Index(names, name="group"), columns=CELLS)
-    return t.assign(n=t.sum(axis=1), rows=np.bincount(at, minlength=g), selected=np.bincount(at, weights=decision, minlength=g).astype(int))
+    number, names = pd.factorize(group, sort=True)
+    labelled, groups = ~np.isnan(y), len(names)
+    cells = confusion(y[labelled], np.asarray(decision)[labelled], number[labelled], groups)
+    counts = pd.DataFrame(cells, index=pd.Index(names, name="group"), columns=CELLS)
+    rows = np.bincount(number, minlength=groups)
+    selected = np.bincount(number, weights=decision, minlength=groups).astype(int)
+    return counts.assign(n=counts.sum(axis=1), rows=rows, selected=selected)
 
-# %% ../../nbs/fairness/01_rates.ipynb #f178aa97
-RATES = dict(selection_rate=("tp fp", "tp fp fn tn"), accuracy=("tp tn", "tp fp fn tn"), true_positive_rate=("tp", "tp fn"), false_negative_rate=("fn", "tp fn"),
-             false_positive_rate=("fp", "fp tn"), true_negative_rate=("tn", "fp tn"), positive_predictive_value=("tp", "tp fp"), negative_predictive_value=("tn", "fn tn"))
+# %% ../../nbs/fairness/01_rates.ipynb #5e10a598
+RATES = dict(                                   # rate: numerator, denominator
+    selection_rate=("tp fp", "tp fp fn tn"),
+    accuracy=("tp tn", "tp fp fn tn"),
+    true_positive_rate=("tp", "tp fn"),
+    false_negative_rate=("fn", "tp fn"),
+    false_positive_rate=("fp", "fp tn"),
+    true_negative_rate=("tn", "fp tn"),
+    positive_predictive_value=("tp", "tp fp"),
+    negative_predictive_value=("tn", "fn tn"),
+)
+
+# %% ../../nbs/fairness/01_rates.ipynb #f4dd49f6
+def _total(cells, names):
+    "The sum of some cells, such as 'tp fn', of tables of counts"
+    return sum(cells[..., CELLS.index(name)] for name in names.split())
 
 def rate_parts(
     cells:np.ndarray, # ... x 4: tp, fp, fn, tn
     name:str, # A rate of `RATES`
 )->tuple[np.ndarray, np.ndarray]: # Numerator and denominator
     "What a rate divides by what"
-    def total(which): return sum(cells[..., CELLS.index(c)] for c in which.split())
-    return total(RATES[name][0]), total(RATES[name][1])
+    numerator, denominator = RATES[name]
+    return _total(cells, numerator), _total(cells, denominator)
 
-# %% ../../nbs/fairness/01_rates.ipynb #1f0cdf08
+# %% ../../nbs/fairness/01_rates.ipynb #91a568b3
 def rate_measures(
-    t:pd.DataFrame, # From `count_groups`
+    counts:pd.DataFrame, # From `count_groups`
     min_n:int=30, # Smaller denominators give no rate
-)->list[dict]: # Measures, one set per group
-    "Every rate of every group, over labelled rows; selection rate of all rows; label coverage"
-    cells, out = t[CELLS].to_numpy(), []
-    for name in RATES: out += [rate(name, g, k, n, min_n) for g, k, n in zip(t.index, *rate_parts(cells, name))]
-    for g, r in t.iterrows(): out += [rate("selection_rate_all", g, r.selected, r.rows, min_n), rate("label_coverage", g, r.n, r.rows)]
-    return out
+)->list[Measure]: # Measures, one set per group
+    "Every rate of every group, over labelled rows; selection rate of everyone scored; label coverage"
+    cells, measures = counts[CELLS].to_numpy(), []
+    for name in RATES:
+        for group, hits, n in zip(counts.index, *rate_parts(cells, name)):
+            measures.append(rate(name, group, hits, n, min_n))
+    for group, row in counts.iterrows():
+        measures.append(rate("selection_rate_all", group, row.selected, row.rows, min_n))
+        measures.append(rate("label_coverage", group, row.n, row.rows))
+    return measures
 
-# %% ../../nbs/fairness/01_rates.ipynb #d73ec6de
-def _means(at, groups, x):
-    "Mean, standard error and rows per group"
-    n, first = np.bincount(at, minlength=groups), x[0] if len(x) else 0.0
+# %% ../../nbs/fairness/01_rates.ipynb #b1fe482c
+def _means(number, groups, values):
+    "Mean, standard error and rows per group; `number` says which group a row belongs to"
+    n = np.bincount(number, minlength=groups)
+    first = values[0] if len(values) else 0.0
     with np.errstate(all="ignore"):
-        m = first + np.bincount(at, weights=x - first, minlength=groups) / n        # a constant has no rounding error
-        v = np.bincount(at, weights=(x - m[at]) ** 2, minlength=groups) / (n - 1)
-        return m, np.sqrt(v / n), n
+        means = first + np.bincount(number, weights=values - first, minlength=groups) / n
+        variances = np.bincount(number, weights=(values - means[number]) ** 2, minlength=groups) / (n - 1)
+        return means, np.sqrt(variances / n), n
 
-# %% ../../nbs/fairness/01_rates.ipynb #9f7563d8
-def _aucs(at, groups, y, score):
-    got = [(*delong(y[at == g], score[at == g]), min(int((y[at == g] == 1).sum()), int((y[at == g] == 0).sum()))) for g in range(groups)]
-    return tuple(np.array(v, float) for v in zip(*got)) if got else (np.empty(0),) * 3
+# %% ../../nbs/fairness/01_rates.ipynb #914b3255
+def _aucs(number, groups, y, score):
+    "AUC, standard error and rows of the smaller class per group"
+    areas, errors, smaller = np.empty(groups), np.empty(groups), np.empty(groups)
+    for group in range(groups):
+        own = y[number == group]
+        areas[group], errors[group] = delong(own, score[number == group])
+        smaller[group] = min(int((own == 1).sum()), int((own == 0).sum()))
+    return areas, errors, smaller
 
-# %% ../../nbs/fairness/01_rates.ipynb #08e66fcd
+# %% ../../nbs/fairness/01_rates.ipynb #c4761484
+def _binary_scores(number, groups, y, score):
+    "Measures of a classifier's scores per group, each with standard error and rows"
+    labelled = ~np.isnan(y)
+    own, y, own_score = number[labelled], y[labelled], score[labelled]
+    return dict(
+        auc=_aucs(own, groups, y, own_score),
+        calibration_gap=_means(own, groups, own_score - y),
+        mean_score_all=_means(number, groups, score),
+    )
+
+# %% ../../nbs/fairness/01_rates.ipynb #c472b461
+def _rmses(number, groups, errors):
+    "RMSE, standard error (delta method) and rows per group"
+    mean, error, n = _means(number, groups, errors ** 2)
+    with np.errstate(all="ignore"): return np.sqrt(mean), np.where(mean > 0, error / (2 * np.sqrt(mean)), error), n
+
+# %% ../../nbs/fairness/01_rates.ipynb #b41edba4
+def _regression_scores(number, groups, y, score):
+    "Measures of a regression's predictions per group, each with standard error and rows"
+    labelled = ~np.isnan(y)
+    own, errors = number[labelled], score[labelled] - y[labelled]
+    return dict(
+        mean_prediction=_means(own, groups, score[labelled]),
+        mean_error=_means(own, groups, errors),
+        mae=_means(own, groups, np.abs(errors)),
+        rmse=_rmses(own, groups, errors),
+        mean_prediction_all=_means(number, groups, score),
+    )
+
+# %% ../../nbs/fairness/01_rates.ipynb #48ef5b5d
 def score_groups(
     group:pd.Series, # Group of each row
     task:str, # 'binary' or 'regression'
@@ -76,130 +131,216 @@ def score_groups(
     score:np.ndarray, # Scores
 )->dict[str, pd.DataFrame]: # Measure: value, se, n per group
     "Measures of scores per group, with their standard errors"
-    at, names = pd.factorize(group, sort=True)
-    k, g = ~np.isnan(y), len(names)
-    a, yk, s = at[k], y[k], score[k]
-    if task == "binary": got = dict(auc=_aucs(a, g, yk, s), calibration_gap=_means(a, g, s - yk), mean_score_all=_means(at, g, score))
-    else:
-        m2, se2, n = _means(a, g, (s - yk) ** 2)
-        with np.errstate(all="ignore"): rmse = np.sqrt(m2), np.where(m2 > 0, se2 / (2 * np.sqrt(m2)), se2), n
-        got = dict(mean_prediction=_means(a, g, s), mean_error=_means(a, g, s - yk), mae=_means(a, g, np.abs(s - yk)), rmse=rmse, mean_prediction_all=_means(at, g, score))
-    return {name: pd.DataFrame(dict(zip(("value", "se", "n"), v)), index=pd.Index(names, name="group")) for name, v in got.items()}
+    number, names = pd.factorize(group, sort=True)
+    scores_of = _binary_scores if task == "binary" else _regression_scores
+    index, tables = pd.Index(names, name="group"), {}
+    for name, (value, se, n) in scores_of(number, len(names), y, score).items():
+        tables[name] = pd.DataFrame(dict(value=value, se=se, n=n), index=index)
+    return tables
 
-# %% ../../nbs/fairness/01_rates.ipynb #26d95621
+# %% ../../nbs/fairness/01_rates.ipynb #226cd7a1
 def mean_measures(
     tables:dict[str, pd.DataFrame], # From `score_groups`
     min_n:int=30, # Smaller groups give no number
-)->list[dict]: # Measures of groups
+)->list[Measure]: # Measures of groups
     "Measures of scores per group, with Student's (AUC: the normal) interval"
-    out = []
-    for name, t in tables.items():
-        for g, r in t.iterrows():
-            half = (ndtri(0.975) if name == "auc" else stdtrit(max(r.n - 1, 1), 0.975)) * r.se
-            ok = r.n >= min_n
-            lo, hi = (max(r.value - half, 0), min(r.value + half, 1)) if name == "auc" else (r.value - half, r.value + half)
-            out.append(measure(name, g, *([r.value, r.n, lo, hi] if ok else [None, r.n])))
-    return out
+    measures = []
+    for name, table in tables.items():
+        for group, row in table.iterrows():
+            if not row.n >= min_n:
+                measures.append(measure(name, group, None, row.n))
+                continue
+            half = (ndtri(0.975) if name == "auc" else stdtrit(max(row.n - 1, 1), 0.975)) * row.se
+            low, high = row.value - half, row.value + half
+            if name == "auc": low, high = max(low, 0), min(high, 1)
+            measures.append(measure(name, group, row.value, row.n, low, high))
+    return measures
 
-# %% ../../nbs/fairness/01_rates.ipynb #76deb2de
-BETWEEN = dict(selection_rate=["selection_rate"], equal_opportunity=["true_positive_rate"], equalized_odds=["true_positive_rate", "false_positive_rate"],
-               predictive_parity=["positive_predictive_value"], accuracy=["accuracy"])
+# %% ../../nbs/fairness/01_rates.ipynb #05e21868
+def _left_out(n, rated, what):
+    "A note on the groups that are not in a comparison, from their rows; empty when all are"
+    if len(n) == 1: return f"there is only {n.index[0]} ({int(n.iloc[0]):,}), nothing to compare it with"
+    gone = [f"{group} ({int(rows):,})" for group, rows in n[~rated].items()]
+    if not gone: return ""
+    more = f" and {len(gone) - 4} more" if len(gone) > 4 else ""
+    return f"without {', '.join(gone[:4])}{more}: too few {what}"
 
-def _left_out(t, rated, what):
-    "Which groups are not in a comparison, for the reader"
-    if len(t) == 1: return {"note": f"there is only {t.index[0]} ({int(t.iloc[0]):,}), nothing to compare it with"}
-    gone = [f"{g} ({int(n):,})" for g, n in t[~rated].items()]
-    return {"note": f"without {', '.join(gone[:4])}{f' and {len(gone) - 4} more' if len(gone) > 4 else ''}: too few {what}"} if gone else {}
+# %% ../../nbs/fairness/01_rates.ipynb #9318911e
+def _smallest_denominators(counts, names):
+    "Of each group, the smallest denominator of some rates"
+    cells = counts[CELLS].to_numpy()
+    return pd.Series(np.min([rate_parts(cells, name)[1] for name in names], axis=0), counts.index)
 
-# %% ../../nbs/fairness/01_rates.ipynb #a31884cc
-def _rated(t, names, min_n):
-    "Groups with enough rows in the denominator of every rate, and the smallest denominators"
-    least = np.min([rate_parts(t[CELLS].to_numpy(), k)[1] for k in names], axis=0)
-    return pd.Series(least, t.index), pd.Series(least >= min_n, t.index)
+def _values(cells, names):
+    "The values of some rates, an array of each, from tables of counts"
+    return [np.divide(*rate_parts(cells, name)) for name in names]
 
-# %% ../../nbs/fairness/01_rates.ipynb #a5037866
-def _both(name, subject, n, est, gap, gap_log, note):
-    "Difference and ratio as measures; a ratio is a gap of logarithms"
-    ratio = min((float(e.min() / e.max()) for e in est if e.max() > 0), default=None)
-    d = max(float(np.ptp(e)) for e in est)
-    lo, hi = np.exp(-gap_log[2]), np.exp(-gap_log[1])
-    r = measure(f"{name}_ratio", subject, *([None, n] if ratio is None else [ratio, n, min(lo, ratio), max(hi, ratio)]))
-    return [{**measure(f"{name}_difference", subject, d, n, min(gap[1], d), max(gap[2], d)), **note}, {**r, **note}]
+# %% ../../nbs/fairness/01_rates.ipynb #0386f1fd
+def _difference(name, subject, n, values, gap, note):
+    "The largest difference as a measure; `gap` as from `largest_gap`"
+    value = max(float(np.ptp(of_rate)) for of_rate in values)
+    return measure(f"{name}_difference", subject, value, n, min(gap[1], value), max(gap[2], value), note)
 
-# %% ../../nbs/fairness/01_rates.ipynb #ff6fdf82
+def _ratio(name, subject, n, values, log_gap, note):
+    "The smallest ratio as a measure; None where every rate is 0 in every group"
+    value = min((float(of_rate.min() / of_rate.max()) for of_rate in values if of_rate.max() > 0), default=None)
+    if value is None: return measure(f"{name}_ratio", subject, None, n, note=note)
+    low, high = np.exp(-log_gap[2]), np.exp(-log_gap[1])
+    return measure(f"{name}_ratio", subject, value, n, min(low, value), max(high, value), note)
+
+# %% ../../nbs/fairness/01_rates.ipynb #bcaac578
+BETWEEN = dict(                       # what is compared: its rates
+    selection_rate=["selection_rate"],
+    equal_opportunity=["true_positive_rate"],
+    equalized_odds=["true_positive_rate", "false_positive_rate"],
+    predictive_parity=["positive_predictive_value"],
+    accuracy=["accuracy"],
+)
+
+def _compare(name, subject, cells, draws, n, note):
+    "Difference and ratio of the rates that a comparison is about"
+    values, centre = _values(cells, BETWEEN[name]), _values(cells + PRIOR, BETWEEN[name])
+    drawn = _values(draws, BETWEEN[name])
+    difference = _difference(name, subject, n, values, largest_gap(centre, drawn), note)
+    positive = [i for i, of_rate in enumerate(values) if of_rate.max() > 0] or range(len(values))
+    log_gap = largest_gap([np.log(centre[i]) for i in positive], [np.log(drawn[i]) for i in positive])
+    return [difference, _ratio(name, subject, n, values, log_gap, note)]
+
+# %% ../../nbs/fairness/01_rates.ipynb #d213a9e4
 def rates_between(
-    t:pd.DataFrame, # From `count_groups`
+    counts:pd.DataFrame, # From `count_groups`
     subject:str, # The attribute or intersection
     min_n:int=30, # Groups with a smaller denominator stay out
     draws:int=10_000, # Redraws behind each interval
     seed:int=0, # For the redraws
-)->list[dict]: # Measures; None when fewer than two groups can be rated
+)->list[Measure]: # Measures; None when fewer than two groups can be rated
     "Differences and ratios of rates between the groups of one attribute"
-    drawn, cells, out = draw_tables(t[CELLS].to_numpy(), draws, np.random.default_rng(seed)), t[CELLS].to_numpy(), []
+    cells, measures = counts[CELLS].to_numpy(), []
+    drawn = draw_tables(cells, draws, np.random.default_rng(seed))
     for name, rates in BETWEEN.items():
-        least, ok = _rated(t, rates, min_n)
-        note, n = _left_out(least, ok, "rows" if rates[0] in ("selection_rate", "accuracy") else "positives or negatives"), int(t.n[ok].sum())
-        if ok.sum() < 2: out += [{**measure(f"{name}_{how}", subject, None, n), **note} for how in ("difference", "ratio")]; continue
-        est = [np.divide(*rate_parts(cells[ok], r)) for r in rates]
-        centre = [np.divide(*rate_parts(cells[ok] + PRIOR, r)) for r in rates]
-        x = [np.divide(*rate_parts(drawn[:, ok], r)) for r in rates]
-        some = [i for i, e in enumerate(est) if e.max() > 0] or range(len(est))       # a rate that is 0 in every group has no ratio
-        out += _both(name, subject, n, est, largest_gap(centre, x), largest_gap([np.log(centre[i]) for i in some], [np.log(x[i]) for i in some]), note)
-    return out
+        denominators = _smallest_denominators(counts, rates)
+        rated = denominators >= min_n
+        of_all = name in ("selection_rate", "accuracy")
+        note = _left_out(denominators, rated, "rows" if of_all else "positives or negatives")
+        n = int(counts.n[rated].sum())
+        if rated.sum() < 2:
+            measures += [measure(f"{name}_{kind}", subject, None, n, note=note) for kind in ("difference", "ratio")]
+        else:
+            measures += _compare(name, subject, cells[rated], drawn[:, rated], n, note)
+    return measures
 
-# %% ../../nbs/fairness/01_rates.ipynb #b2d4e70e
+# %% ../../nbs/fairness/01_rates.ipynb #35d0c17c
+def _impact(name, value, centre, log_draws, n, note=""):
+    "A selection rate over the privileged one's, as a measure; the privileged group comes first"
+    _, low, high = largest_gap([np.log(centre)], [log_draws], fixed=0)
+    return measure("disparate_impact", name, value, n, min(np.exp(-high), value), max(np.exp(-low), value), note)
+
+def _impact_unknown(counts, subject, privileged):
+    "No disparate impact, and why: too few labelled rows in the privileged group, or in all others"
+    own, others = int(counts.n.get(privileged, 0)), int(counts.n.drop(privileged, errors="ignore").sum())
+    note = f"cannot tell: {privileged} has {own:,} labelled rows, the others {others:,}"
+    return measure("disparate_impact", subject, None, int(counts.n.sum()), note=note)
+
+# %% ../../nbs/fairness/01_rates.ipynb #25ff6889
 def disparate_impact(
-    t:pd.DataFrame, # From `count_groups`
+    counts:pd.DataFrame, # From `count_groups`
     subject:str, # The attribute
     privileged:str, # The group that the card declares, such as 'gender=Male'
     min_n:int=30, # Smaller groups stay out
     draws:int=10_000, # Redraws behind each interval
     seed:int=0, # For the redraws
-)->list[dict]: # One measure per other group, and the lowest of them for the attribute
+)->list[Measure]: # The lowest of them for the attribute, and one measure per other group
     "Selection rate of each group over the privileged group's (four-fifths rule, US Uniform Guidelines 1978)"
-    least, ok = _rated(t, ["selection_rate"], min_n)
-    others = [g for g in t.index[ok] if g != privileged]
-    if privileged not in t.index[ok] or not others:
-        return [{**measure("disparate_impact", subject, None, int(t.n.sum())), "note": f"cannot tell: {privileged} has {int(t.n.get(privileged, 0)):,} labelled rows, the others {int(t.n.drop(privileged, errors='ignore').sum()):,}"}]
-    u = t.loc[[privileged, *others], CELLS].to_numpy()
-    est, centre = (np.divide(*rate_parts(u + a, "selection_rate")) for a in (0, PRIOR))
-    x = np.log(np.divide(*rate_parts(draw_tables(u, draws, np.random.default_rng(seed)), "selection_rate")))
-    if not est[0] > 0: return [measure("disparate_impact", subject, None, int(t.n[ok].sum())), *(measure("disparate_impact", g, None, int(t.n[g])) for g in others)]
-    def one(name, value, at, n):
-        _, low, high = largest_gap([np.log(centre[[0, *at]])], [x[:, [0, *at]]], fixed=0)
-        return measure("disparate_impact", name, value, n, min(np.exp(-high), value), max(np.exp(-low), value))
-    share = est[1:] / est[0]
-    return [{**one(subject, share.min(), range(1, len(u)), int(t.n[ok].sum())), **_left_out(least, ok, "rows")}, *(one(g, v, [i], int(t.n[g])) for i, (g, v) in enumerate(zip(others, share), 1))]
+    rows = _smallest_denominators(counts, ["selection_rate"])
+    rated, n = rows >= min_n, counts.n.astype(int)
+    others = [group for group in counts.index[rated] if group != privileged]
+    if privileged not in counts.index[rated] or not others: return [_impact_unknown(counts, subject, privileged)]
+    cells = counts.loc[[privileged, *others], CELLS].to_numpy()
+    (values,), (centre,) = _values(cells, ["selection_rate"]), _values(cells + PRIOR, ["selection_rate"])
+    if not values[0] > 0:
+        unknown = [(subject, n[rated].sum()), *((group, n[group]) for group in others)]
+        return [measure("disparate_impact", name, None, known) for name, known in unknown]
+    (drawn,) = _values(draw_tables(cells, draws, np.random.default_rng(seed)), ["selection_rate"])
+    impact, log_draws = values[1:] / values[0], np.log(drawn)
+    measures = [_impact(subject, impact.min(), centre, log_draws, n[rated].sum(), _left_out(rows, rated, "rows"))]
+    for i, group in enumerate(others, start=1):
+        measures.append(_impact(group, impact[i - 1], centre[[0, i]], log_draws[:, [0, i]], n[group]))
+    return measures
 
-# %% ../../nbs/fairness/01_rates.ipynb #3e0ac0c8
+# %% ../../nbs/fairness/01_rates.ipynb #e8f6eaa0
+def _mae_ratio(subject, table, n, draws, rng, note):
+    "Lowest over highest mean absolute error; 0 without an interval where one group has no error, None where none has"
+    value, se, df = (table[column].to_numpy(float) for column in ("value", "se", "n"))
+    if not value.min() > 0: return measure("mae_ratio", subject, 0.0 if value.max() > 0 else None, n, note=note)
+    _, low, high = largest_gap([np.log(value)], [draw_normal(np.log(value), se / value, df - 1, draws, rng)])
+    return measure("mae_ratio", subject, value.min() / value.max(), n, np.exp(-high), np.exp(-low), note)
+
+# %% ../../nbs/fairness/01_rates.ipynb #fef5fc85
+def _mean_difference(name, subject, table, n, draws, rng, note):
+    "Largest difference of a measure of scores, as a measure"
+    value, se, df = (table[column].to_numpy(float) for column in ("value", "se", "n"))
+    gap, low, high = largest_gap([value], [draw_normal(value, se, df - 1, draws, rng)])
+    return measure(name, subject, gap, n, low, high, note)
+
+def _difference_name(name):
+    "What the difference of a measure is called; what is of everyone scored ends in '_all'"
+    if name.endswith("_all"): return f"{name.removesuffix('_all')}_difference_all"
+    return f"{name}_difference"
+
+# %% ../../nbs/fairness/01_rates.ipynb #5a070f3c
 def means_between(
     tables:dict[str, pd.DataFrame], # From `score_groups`
     subject:str, # The attribute or intersection
     min_n:int=30, # Smaller groups stay out
     draws:int=10_000, # Draws behind each interval
     seed:int=0, # For the draws
-)->list[dict]: # Measures; None when fewer than two groups can be rated
+)->list[Measure]: # Measures; None when fewer than two groups can be rated
     "Differences of measures of scores between the groups of one attribute, and the ratio of mean absolute errors"
-    out, rng = [], np.random.default_rng(seed)
-    for name, t in tables.items():
-        ok = (t.n >= min_n) & t.value.notna() & t.se.notna()
-        note, n, base = _left_out(t.n, ok, "positives or negatives" if name == "auc" else "rows"), int(t.n[ok].sum()), name.removesuffix("_all")
-        what = f"{base}_difference" + ("_all" if base != name else "")
-        if ok.sum() < 2: out += [{**measure(k, subject, None, n), **note} for k in (what, *(["mae_ratio"] if name == "mae" else []))]; continue
-        v, se, df = (t.loc[ok, c].to_numpy(float) for c in ("value", "se", "n"))
-        gap, low, high = largest_gap([v], [draw_normal(v, se, df - 1, draws, rng)])
-        out.append({**measure(what, subject, gap, n, low, high), **note})
-        if name == "mae": out.append({**_mae_ratio(subject, v, se, df, n, draws, rng), **note})
-    return out
+    measures, rng = [], np.random.default_rng(seed)
+    for name, table in tables.items():
+        rated = (table.n >= min_n) & table.value.notna() & table.se.notna()
+        note = _left_out(table.n, rated, "positives or negatives" if name == "auc" else "rows")
+        n, difference = int(table.n[rated].sum()), _difference_name(name)
+        if rated.sum() < 2:
+            names = [difference, "mae_ratio"] if name == "mae" else [difference]
+            measures += [measure(each, subject, None, n, note=note) for each in names]
+            continue
+        measures.append(_mean_difference(difference, subject, table[rated], n, draws, rng, note))
+        if name == "mae": measures.append(_mae_ratio(subject, table[rated], n, draws, rng, note))
+    return measures
 
-# %% ../../nbs/fairness/01_rates.ipynb #4a124875
-def _mae_ratio(subject, v, se, df, n, draws, rng):
-    "Lowest over highest mean absolute error; 0 without an interval where one group has no error at all, None where none has"
-    if not v.min() > 0: return measure("mae_ratio", subject, 0.0 if v.max() > 0 else None, n)
-    _, low, high = largest_gap([np.log(v)], [draw_normal(np.log(v), se / v, df - 1, draws, rng)])
-    return measure("mae_ratio", subject, v.min() / v.max(), n, np.exp(-high), np.exp(-low))
+# %% ../../nbs/fairness/01_rates.ipynb #f693c88f
+def _unlabelled_ratio(counts, subject, min_n, draws, seed):
+    "Selection-rate ratio of everyone scored: it needs no label"
+    rated = counts.rows >= min_n
+    somebody = bool(counts.selected[rated].max())
+    note = _left_out(counts.rows, rated, "rows")
+    if not note and not somebody: note = "nobody is selected"
+    if rated.sum() < 2 or not somebody:
+        return measure("selection_rate_ratio_all", subject, None, int(counts.rows.sum()), note=note)
+    selected, rows = counts.selected[rated].to_numpy(), counts.rows[rated].to_numpy()
+    drawn = draw_tables(np.stack([selected, rows - selected], axis=1), draws, np.random.default_rng(seed))
+    centre, rates = (selected + PRIOR) / (rows + 2 * PRIOR), selected / rows
+    _, low, high = largest_gap([np.log(centre)], [np.log(drawn[..., 0] / drawn.sum(-1))])   # of logarithms
+    value = rates.min() / rates.max()
+    low, high = min(np.exp(-high), value), max(np.exp(-low), value)
+    return measure("selection_rate_ratio_all", subject, value, int(rows.sum()), low, high, note)
 
-# %% ../../nbs/fairness/01_rates.ipynb #910f39b0
+# %% ../../nbs/fairness/01_rates.ipynb #c7c64475
+def _decision_measures(group, subject, y, decision, min_n, draws, seed, privileged):
+    "Measures of a classifier's decisions for one attribute or intersection"
+    counts = count_groups(group, y, decision)
+    measures = rate_measures(counts, min_n) + rates_between(counts, subject, min_n, draws, seed)
+    measures.append(_unlabelled_ratio(counts, subject, min_n, draws, seed))
+    if privileged: measures += disparate_impact(counts, subject, group_name(subject, privileged), min_n, draws, seed)
+    return measures
+
+def _coverage_measures(group, y):
+    "The share of labelled rows of each group"
+    coverage = pd.Series(~np.isnan(y)).groupby(group.to_numpy()).agg(labelled="sum", rows="size")
+    return [rate("label_coverage", name, row.labelled, row.rows) for name, row in coverage.iterrows()]
+
+# %% ../../nbs/fairness/01_rates.ipynb #84caada2
 def fairness_measures(
     df:pd.DataFrame, # Rows with the protected attributes
     attributes:list[list[str]], # Attributes and intersections, as lists of names
@@ -211,34 +352,24 @@ def fairness_measures(
     draws:int=10_000, # Draws behind the intervals
     seed:int=0, # For the draws
     privileged:dict[str, str]|None=None, # Attribute: the group that the card declares privileged
-)->list[dict]: # Measures of groups and between groups
+)->list[Measure]: # Measures of groups and between groups
     "Group measures of every attribute and intersection"
-    out = []
-    for attrs in attributes:
-        group, subject = cross(df, attrs), " & ".join(attrs)
+    measures, privileged = [], privileged or {}
+    for names in attributes:
+        group, subject = cross(df, names), " & ".join(names)
         tables = score_groups(group, task, y, score)
-        out += mean_measures(tables, min_n) + means_between(tables, subject, min_n, draws, seed)
-        t = count_groups(group, np.where(np.isnan(y), np.nan, 0.0) if task == "regression" else y, score >= threshold)
-        if task == "regression": out += [rate("label_coverage", g, r.n, r.rows) for g, r in t.iterrows()]; continue
-        out += rate_measures(t, min_n) + rates_between(t, subject, min_n, draws, seed) + [_ratio_all(t, subject, min_n, draws, seed)]
-        if (best := (privileged or {}).get(subject)): out += disparate_impact(t, subject, group_name(subject, best), min_n, draws, seed)
-    return out
+        measures += mean_measures(tables, min_n) + means_between(tables, subject, min_n, draws, seed)
+        if task == "regression":
+            measures += _coverage_measures(group, y)
+        else:
+            best = privileged.get(subject)
+            measures += _decision_measures(group, subject, y, score >= threshold, min_n, draws, seed, best)
+    return measures
 
-# %% ../../nbs/fairness/01_rates.ipynb #1d48d0aa
-def _ratio_all(t, subject, min_n, draws, seed):
-    "Selection-rate ratio over all rows: it needs no label"
-    ok = t.rows >= min_n
-    note = _left_out(t.rows, ok, "rows") or ({} if t.selected[ok].max() else {"note": "nobody is selected"})
-    if ok.sum() < 2 or not t.selected[ok].max(): return {**measure("selection_rate_ratio_all", subject, None, int(t.rows.sum())), **note}
-    c = np.stack([t.selected, t.rows - t.selected], axis=1)[ok]
-    x, centre, est = draw_tables(c, draws, np.random.default_rng(seed)), (c[:, 0] + PRIOR) / (c.sum(1) + 2 * PRIOR), c[:, 0] / c.sum(1)
-    _, low, high = largest_gap([np.log(centre)], [np.log(x[..., 0] / x.sum(-1))])
-    value = est.min() / est.max()
-    return {**measure("selection_rate_ratio_all", subject, value, int(t.rows[ok].sum()), min(np.exp(-high), value), max(np.exp(-low), value)), **note}
-
-# %% ../../nbs/fairness/01_rates.ipynb #0ea78689
+# %% ../../nbs/fairness/01_rates.ipynb #c6810205
 def attribute_sets(
     attributes:list[str], # The card's protected attributes
 )->list[list[str]]: # Each one, and each pair
     "Single attributes and the intersections of two"
-    return [[a] for a in attributes] + [[a, b] for i, a in enumerate(attributes) for b in attributes[i + 1:]]
+    pairs = [[one, other] for i, one in enumerate(attributes) for other in attributes[i + 1:]]
+    return [[attribute] for attribute in attributes] + pairs

@@ -5,56 +5,110 @@
 # %% auto #0
 __all__ = ['GROUP', 'Sink', 'Content', 'store', 'read_window', 'send_window']
 
-# %% ../../nbs/log/04_closed.ipynb #b12b15b4
+# %% ../../nbs/log/04_closed.ipynb #4c46ea18
 import hashlib
 import json
 from pathlib import Path
 
+from fastcore.basics import patch
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..settings import MlgovError
 
-# %% ../../nbs/log/04_closed.ipynb #daa1c767
-GROUP = 200_000     # rows in a group
+# %% ../../nbs/log/04_closed.ipynb #2917015f
+GROUP = 200_000     # Rows in a group of a Parquet file
 
 class Sink:
-    "A Parquet file, or none when nothing came"
-    def __init__(self, file): self.file, self.out, self.have, self.size, self.rows = file, None, [], 0, 0
+    "A Parquet file that grows by tables; no file when nothing came"
+    def __init__(self,
+        file:Path, # Where it goes
+    ):
+        self.file = file
+        self.writer = None
+        self.waiting = []       # tables that are not written yet
+        self.size = 0           # their rows
+        self.rows = 0           # all rows
 
-    def add(self, table):
-        if self.out is None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.out = pq.ParquetWriter(self.file, table.schema, compression="zstd")
-        self.have.append(table.cast(self.out.schema)); self.size += len(table); self.rows += len(table)
-        while self.size >= GROUP: self._write(GROUP)
+# %% ../../nbs/log/04_closed.ipynb #fb5a3a87
+@patch
+def add(self:Sink,
+    table:pa.Table, # Rows; the first table decides the types
+)->None:
+    "Add rows"
+    if self.writer is None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.writer = pq.ParquetWriter(self.file, table.schema, compression="zstd")
+    self.waiting.append(table.cast(self.writer.schema))
+    self.size += len(table)
+    self.rows += len(table)
+    while self.size >= GROUP:
+        self._write(GROUP)
 
-    def _write(self, n):
-        all_ = pa.concat_tables(self.have)
-        self.out.write_table(all_.slice(0, n).combine_chunks(), row_group_size=GROUP)
-        self.have, self.size = [all_.slice(n)], self.size - n
+# %% ../../nbs/log/04_closed.ipynb #7ec3f4b3
+@patch
+def _write(self:Sink, n):
+    "Write a group of `n` rows"
+    rows = pa.concat_tables(self.waiting)
+    self.writer.write_table(rows.slice(0, n).combine_chunks(), row_group_size=GROUP)
+    self.waiting = [rows.slice(n)]
+    self.size -= n
 
-    def close(self):
-        if self.out is None: return
-        if self.size: self._write(self.size)
-        self.out.close()
-        self.out = None
+# %% ../../nbs/log/04_closed.ipynb #cacb104d
+@patch
+def close(self:Sink)->None:
+    "Write what is left and finish the file"
+    if self.writer is None: return
+    if self.size:
+        self._write(self.size)
+    self.writer.close()
+    self.writer = None
 
-# %% ../../nbs/log/04_closed.ipynb #3a637e23
+# %% ../../nbs/log/04_closed.ipynb #4ba32b88
 class Content:
-    "What `describe` says of rows that come in pieces"
-    def __init__(self): self.hash, self.rows, self.labelled, self.low, self.high = None, 0, 0, None, None
+    "Counts, span and hash of rows that come in pieces"
+    def __init__(self):
+        self.hash = None
+        self.rows = self.labelled = 0
+        self.low = self.high = None
 
-    def add(self, df, time, target):
-        if self.hash is None: self.hash = hashlib.sha256(",".join(f"{c}:{t}" for c, t in df.dtypes.astype(str).items()).encode())
-        self.hash.update(pd.util.hash_pandas_object(df, index=False).to_numpy().tobytes())
-        self.rows, self.labelled = self.rows + len(df), self.labelled + int(df[target].notna().sum())
-        if time and len(df): self.low, self.high = (f([x for x in (old, new) if x is not None]) for f, old, new in ((min, self.low, df[time].min()), (max, self.high, df[time].max())))
+# %% ../../nbs/log/04_closed.ipynb #79a80bb9
+def _text(value):
+    "A value as text; None stays None"
+    return None if value is None else str(value)
 
-    def told(self): return dict(rows=self.rows, labelled=self.labelled, first=None if self.low is None else str(self.low), last=None if self.high is None else str(self.high), sha256=self.hash.hexdigest()[:16])
+# %% ../../nbs/log/04_closed.ipynb #028ea8e5
+def _both(choose, old, new):
+    "The smaller or larger of two values, of which either may be None"
+    return choose([value for value in (old, new) if value is not None])
 
-# %% ../../nbs/log/04_closed.ipynb #50349d6d
+# %% ../../nbs/log/04_closed.ipynb #129e7041
+@patch
+def add_rows(self:Content,
+    df:pd.DataFrame, # Rows
+    time:str|None, # The column of time
+    target:str, # The column of labels
+)->None:
+    "Take in some rows"
+    if self.hash is None:
+        columns = ",".join(f"{name}:{dtype}" for name, dtype in df.dtypes.astype(str).items())
+        self.hash = hashlib.sha256(columns.encode())
+    self.hash.update(pd.util.hash_pandas_object(df, index=False).to_numpy().tobytes())
+    self.rows += len(df)
+    self.labelled += int(df[target].notna().sum())
+    if time and len(df):
+        self.low = _both(min, self.low, df[time].min())
+        self.high = _both(max, self.high, df[time].max())
+
+# %% ../../nbs/log/04_closed.ipynb #c5259c17
+@patch
+def summary(self:Content)->dict:
+    "rows, labelled, first, last and sha256, as in `WINDOW.json`"
+    return dict(rows=self.rows, labelled=self.labelled, first=_text(self.low), last=_text(self.high),
+                sha256=self.hash.hexdigest()[:16])
+
+# %% ../../nbs/log/04_closed.ipynb #81314aad
 def store(
     url:str, # Such as s3://bucket/folder
 ): # A file system of fsspec, and the path in it
@@ -62,35 +116,43 @@ def store(
     try:
         from fsspec.core import url_to_fs
         return url_to_fs(str(url))
-    except (ImportError, ValueError) as e: raise MlgovError(f"{url}: there is no way to this store: {e}") from None
+    except (ImportError, ValueError) as error:
+        raise MlgovError(f"{url}: this store cannot be reached: {error}") from None
 
-# %% ../../nbs/log/04_closed.ipynb #b63e34a1
+# %% ../../nbs/log/04_closed.ipynb #98199b8b
 def read_window(
     folder, # A closed window: a folder or a URL
-)->dict|None: # What its WINDOW.json says; None when it is not (wholly) there
-    "What a closed window says of itself"
+)->dict|None: # The content of its WINDOW.json; None when it is not (wholly) there
+    "The account of a closed window"
     try:
         if "://" not in str(folder): return json.loads((Path(folder)/"WINDOW.json").read_bytes())
         fs, path = store(folder)
         return json.loads(fs.cat_file(f"{path}/WINDOW.json"))
-    except FileNotFoundError: return None
+    except FileNotFoundError:
+        return None
 
-# %% ../../nbs/log/04_closed.ipynb #107ec3f5
+# %% ../../nbs/log/04_closed.ipynb #02930bec
+def _window_files(folder):
+    "The files of a window but its account, by their path in the window"
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "WINDOW.json")
+    return {file.relative_to(folder).as_posix(): file for file in files}
+
+# %% ../../nbs/log/04_closed.ipynb #28108998
 def send_window(
     folder:Path, # The window's files
     url:str, # Where they go
 )->None:
-    "Send a window to a store; what is there already and the same stays, what is not part of it goes"
+    "Send a window to a store; nothing happens when it is there already"
     fs, path = store(url)
-    if fs.exists(f"{path}/WINDOW.json"):
-        if fs.cat_file(f"{path}/WINDOW.json") == (folder/"WINDOW.json").read_bytes(): return
-        fs.rm_file(f"{path}/WINDOW.json")
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "WINDOW.json")
+    account = f"{path}/WINDOW.json"
+    if fs.exists(account):
+        if fs.cat_file(account) == (folder/"WINDOW.json").read_bytes(): return
+        fs.rm_file(account)
     old = fs.find(path) if fs.exists(path) else []
-    for f in files:
-        to = f"{path}/{f.relative_to(folder).as_posix()}"
-        fs.makedirs(to.rsplit("/", 1)[0], exist_ok=True)
-        fs.put_file(str(f), to)
-    keep = {f"{path}/{f.relative_to(folder).as_posix()}" for f in files}
-    for f in set(old) - keep: fs.rm_file(f)
-    fs.put_file(str(folder/"WINDOW.json"), f"{path}/WINDOW.json")
+    new = {f"{path}/{name}": file for name, file in _window_files(folder).items()}
+    for target, file in new.items():
+        fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        fs.put_file(str(file), target)
+    for target in set(old) - set(new):
+        fs.rm_file(target)
+    fs.put_file(str(folder/"WINDOW.json"), account)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'Head', 'expire', 'forget']
 
-# %% ../../nbs/log/06_erasure.ipynb #a814a18e
+# %% ../../nbs/log/06_erasure.ipynb #af0031fe
 import hashlib
 import json
 import os
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -33,110 +34,182 @@ from .subject import subject_key
 from .window import ask_to_seal, held, span
 from ..settings import MlgovError
 
-# %% ../../nbs/log/06_erasure.ipynb #96010229
+# %% ../../nbs/log/06_erasure.ipynb #78da830c
 class Head(msgspec.Struct):
-    "What erasing looks at in a record"
+    "The part of a record that decides whether it goes"
     prediction_id: Any = None
     ts: Any = None
     subject: Any = None
 
-# %% ../../nbs/log/06_erasure.ipynb #84859367
-_head = msgspec.json.Decoder(Head)
+# %% ../../nbs/log/06_erasure.ipynb #634a6bbc
 COLUMNS = list(Head.__struct_fields__)
+_decoder = msgspec.json.Decoder(Head)
 
-def _decoded(line):
-    try: return msgspec.structs.astuple(_head.decode(line))
-    except msgspec.DecodeError: return None
+def _decode_head(line):
+    "The head of a line as a tuple; None for a torn line"
+    try:
+        return msgspec.structs.astuple(_decoder.decode(line))
+    except msgspec.DecodeError:
+        return None
 
-# %% ../../nbs/log/06_erasure.ipynb #de047439
-def _json_file(file):
-    "The heads of a file of lines, its torn lines, and how to make it without some heads and without torn lines that hold `secret`"
-    *whole, tail = Path(file).read_bytes().split(b"\n")
-    lines, heads = [*(x + b"\n" for x in whole), tail], [*map(_decoded, whole), None]
-    at = np.array([i for i, h in enumerate(heads) if h is not None], dtype=int)
-    torn = {i: x for i, (h, x) in enumerate(zip(heads, lines)) if h is None}
-    def without(drop, secret=None):
-        gone = set(at[drop].tolist()) | {i for i, x in torn.items() if secret and secret in x}
-        kept = b"".join(x for i, x in enumerate(lines) if i not in gone)
-        return None if not kept or drop.any() and drop.all() else kept
-    return pd.DataFrame([heads[i] for i in at], columns=COLUMNS, dtype=object), b"".join(torn.values()), without
+# %% ../../nbs/log/06_erasure.ipynb #5a352122
+class _LineFile:
+    "A file of lines"
+    def __init__(self, file):
+        *whole, tail = Path(file).read_bytes().split(b"\n")
+        self.lines = [*(line + b"\n" for line in whole), tail]
+        heads = [*map(_decode_head, whole), None]
+        places = [i for i, head in enumerate(heads) if head is not None]
+        self.places = np.array(places, dtype=int)                   # of whole lines
+        self.torn_lines = {i: line for i, line in enumerate(self.lines) if heads[i] is None}
+        self.heads = pd.DataFrame([heads[i] for i in places], columns=COLUMNS, dtype=object)
 
-# %% ../../nbs/log/06_erasure.ipynb #6c8db04c
-def _parquet_file(file):
-    "The same of a table"
-    t = pq.read_table(file)
-    heads = pd.DataFrame({c: t[c].to_pandas().astype(object) if c in t.column_names else [None] * len(t) for c in COLUMNS})
-    def without(drop, secret=None):
+    @property
+    def torn(self):
+        "Bytes of the torn lines"
+        return b"".join(self.torn_lines.values())
+
+    def without(self, drop, hint=None):
+        "The file's bytes without the records marked in `drop` and without torn lines that hold `hint`; None if it goes"
+        gone = set(self.places[drop].tolist())
+        gone |= {i for i, line in self.torn_lines.items() if hint and hint in line}
+        kept = b"".join(line for i, line in enumerate(self.lines) if i not in gone)
+        all_records = drop.any() and drop.all()
+        return None if not kept or all_records else kept
+
+# %% ../../nbs/log/06_erasure.ipynb #e0993efe
+class _TableFile:
+    "A Parquet file"
+    torn = b""
+
+    def __init__(self, file):
+        self.table = pq.read_table(file)
+        nothing = [None] * len(self.table)
+        columns = {name: self.table[name].to_pandas().astype(object) if name in self.table.column_names else nothing
+                   for name in COLUMNS}
+        self.heads = pd.DataFrame(columns)
+
+    def without(self, drop, hint=None):
+        "The file's bytes without the records marked in `drop`; None if none is left"
         sink = pa.BufferOutputStream()
-        pq.write_table(t.filter(pa.array(~drop)), sink, compression="zstd")
+        pq.write_table(self.table.filter(pa.array(~drop)), sink, compression="zstd")
         return None if drop.all() else sink.getvalue().to_pybytes()
-    return heads, b"", without
 
-# %% ../../nbs/log/06_erasure.ipynb #2117eece
-def _read(file): return (_parquet_file if Path(file).suffix == ".parquet" else _json_file)(file)
+# %% ../../nbs/log/06_erasure.ipynb #9d20e735
+def _open_file(file):
+    "A file of the log, of lines or a table"
+    return _TableFile(file) if Path(file).suffix == ".parquet" else _LineFile(file)
 
-# %% ../../nbs/log/06_erasure.ipynb #86d1cc53
-def _there(s):
-    "A file of the log as it is now: it may have been sealed since it was listed, or its writer may have died"
-    if s.state == "orphan": adopt(s.file.parent)
-    sealed = s.file.with_name(s.file.name.removesuffix(".open"))
-    return s if s.file.exists() or not sealed.exists() else replace(s, file=sealed, state="sealed")
+# %% ../../nbs/log/06_erasure.ipynb #e45f2fdf
+def _up_to_date(info):
+    "A file of the log as it is now"
+    if info.state == "orphan":
+        adopt(info.file.parent)
+    sealed = info.file.with_name(info.file.name.removesuffix(".open"))
+    if info.file.exists() or not sealed.exists(): return info
+    return replace(info, file=sealed, state="sealed")
 
-# %% ../../nbs/log/06_erasure.ipynb #e385dfef
-def _append(file, obj):
-    "A line that is on the platter"
+# %% ../../nbs/log/06_erasure.ipynb #148baff5
+def _append_line(file, value):
+    "Append a line and wait until it is durable"
     fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try: os.write(fd, json.dumps(obj).encode() + b"\n"); os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.write(fd, json.dumps(value).encode() + b"\n")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
     sync_folder(file.parent)
 
-# %% ../../nbs/log/06_erasure.ipynb #9666605f
-def _lines(file): return [json.loads(x) for x in file.read_text().splitlines() if x.endswith("}") or x.endswith("]")] if file.is_file() else []
+# %% ../../nbs/log/06_erasure.ipynb #2b10a7c7
+def _read_account(file):
+    "The values of a file of lines; a line that was cut short is left out"
+    if not file.is_file(): return []
+    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith(("}", "]"))]
 
-# %% ../../nbs/log/06_erasure.ipynb #80d62b61
+# %% ../../nbs/log/06_erasure.ipynb #a19574fe
 def _replace(folder, file, data):
-    "Give a file new bytes, or remove it; noted first"
-    _append(folder/".erasing.jsonl", [file.name, sha256(file), hashlib.sha256(data).hexdigest() if data is not None else None])
+    "Give a file new bytes, or remove it (`None`); noted first"
+    new_hash = None if data is None else hashlib.sha256(data).hexdigest()
+    _append_line(folder/".erasing.jsonl", [file.name, sha256(file), new_hash])
     if data is not None: return write_durable(file, data)
     file.unlink()
     sync_folder(folder)
 
-# %% ../../nbs/log/06_erasure.ipynb #ffe7813a
-def _account(folder, **told):
-    "One line for the whole erasure, with what a killed one before it had done"
-    line = dict(when=_now(), **told, files=_lines(folder/".erasing.jsonl"))
-    _append(folder/"ERASURES.jsonl", line)
+# %% ../../nbs/log/06_erasure.ipynb #99423514
+def _now():
+    "The time for the account"
+    return pd.Timestamp.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+# %% ../../nbs/log/06_erasure.ipynb #710a6357
+def _account(folder, **facts):
+    "Write one line for the whole erasure, with what a killed one before it had done; the line"
+    line = dict(when=_now(), **facts, files=_read_account(folder/".erasing.jsonl"))
+    _append_line(folder/"ERASURES.jsonl", line)
     (folder/".erasing.jsonl").unlink(missing_ok=True)
     return line
 
-# %% ../../nbs/log/06_erasure.ipynb #8ce706ac
-def _now(): return pd.Timestamp.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-# %% ../../nbs/log/06_erasure.ipynb #0b49afdd
+# %% ../../nbs/log/06_erasure.ipynb #d48dc1a6
 @contextmanager
 def _alone(folder, wait=60):
-    "Nobody else closes or erases; what killed writers left is sealed; a disk that fails says so"
+    "While nobody else closes or erases; files of killed writers are sealed; a failing disk is a `LogError`"
     if not Path(folder).is_dir(): raise MlgovError(f"{folder}: there is no prediction log here")
     with held(folder, alone=True, wait=wait):
-        try: adopt(folder); yield
-        except OSError as e: raise LogError(e) from None
+        try:
+            adopt(folder)
+            yield
+        except OSError as error:
+            raise LogError(error) from None
 
-# %% ../../nbs/log/06_erasure.ipynb #e377c1d5
-def _when(heads, s):
-    "The time of each record, in UTC"
-    ids = heads.prediction_id.astype(str)
-    named = pd.to_datetime([int(x[:8] + x[9:13], 16) if re.match(r"[0-9a-f]{8}-[0-9a-f]{4}-7", x) else np.nan for x in ids], unit="ms", utc=True)
-    said = pd.to_datetime(heads.ts, utc=True, errors="coerce", format="ISO8601")
-    t = pd.Series(named if s.kind == "labels" else said).fillna(pd.Series(said.array))
-    return t.fillna(_age(s))
+# %% ../../nbs/log/06_erasure.ipynb #2e773c05
+_IDENTIFIER = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7")
 
-# %% ../../nbs/log/06_erasure.ipynb #705cb376
-def _age(s): return pd.Timestamp(s.file.stat().st_mtime, unit="s", tz="UTC")
+def _milliseconds(identifier):
+    "The time in an identifier; NaN for another kind of name"
+    return int(identifier[:8] + identifier[9:13], 16) if _IDENTIFIER.match(identifier) else np.nan
 
-# %% ../../nbs/log/06_erasure.ipynb #084b74f4
-def _begins(s): return (span(s) or (pd.Timestamp.min,))[0]
+# %% ../../nbs/log/06_erasure.ipynb #a5faab63
+def _file_time(info):
+    "When a file was last changed"
+    return pd.Timestamp(info.file.stat().st_mtime, unit="s", tz="UTC")
 
-# %% ../../nbs/log/06_erasure.ipynb #49afa02b
+# %% ../../nbs/log/06_erasure.ipynb #de6dd598
+def _record_times(heads, info):
+    "The time of each record of a file, in UTC"
+    stated = pd.to_datetime(heads.ts, utc=True, errors="coerce", format="ISO8601")
+    named = pd.to_datetime([_milliseconds(name) for name in heads.prediction_id.astype(str)], unit="ms", utc=True)
+    times = pd.Series(named if info.kind == "labels" else stated).fillna(pd.Series(stated.array))
+    return times.fillna(_file_time(info))
+
+# %% ../../nbs/log/06_erasure.ipynb #8b51136f
+def _begins(info):
+    "The first time in a file; very early where only reading it tells"
+    return (span(info) or (pd.Timestamp.min,))[0]
+
+# %% ../../nbs/log/06_erasure.ipynb #955c65db
+def _may_be_old(info, border):
+    "Can a file hold records that are older than the border (UTC, without a zone)?"
+    return info.kind == "labels" or _begins(info) <= border + pd.Timedelta(hours=1)
+
+# %% ../../nbs/log/06_erasure.ipynb #7e5a9a8b
+def _border(days, now):
+    "The moment before which records are too old"
+    if not days > 0: raise MlgovError(f"records are kept for a number of days greater than 0, found {days!r}")
+    now = pd.Timestamp(now) if now is not None else pd.Timestamp.now(timezone.utc)
+    border = now - pd.Timedelta(days=days)
+    return border.tz_convert("UTC") if border.tzinfo else border.tz_localize("UTC")
+
+# %% ../../nbs/log/06_erasure.ipynb #bc8d4efe
+def _expire_file(folder, info, border, count):
+    "Remove the records of one file that are too old, and count them"
+    file = _open_file(info.file)
+    old = (_record_times(file.heads, info) < border).to_numpy()
+    anything = old.any() if len(old) else _file_time(info) < border
+    if not anything: return
+    data = file.without(old) if len(old) else None
+    count.update({info.kind: int(old.sum()), "removed" if data is None else "rewritten": 1})
+    _replace(folder, info.file, data)
+
+# %% ../../nbs/log/06_erasure.ipynb #620d3ac5
 def expire(
     folder:Path, # The log's folder
     days:float, # How long records are kept
@@ -145,185 +218,278 @@ def expire(
     progress=None, # Called with 1 for each file
 )->dict: # What was removed: the line of ERASURES.jsonl
     "Remove records that are older than `days`"
-    if not days > 0: raise MlgovError(f"records are kept for a number of days greater than 0, found {days!r}")
-    cut = (pd.Timestamp(now) if now is not None else pd.Timestamp.now(timezone.utc)) - pd.Timedelta(days=days)
-    cut = cut.tz_convert("UTC") if cut.tzinfo else cut.tz_localize("UTC")
-    near = lambda s: s.kind == "labels" or _begins(s) <= cut.tz_localize(None) + pd.Timedelta(hours=1)
-    count, folder = Counter(predictions=0, labels=0, removed=0, rewritten=0), Path(folder)
+    border, folder = _border(days, now), Path(folder)
+    naive = border.tz_localize(None)
+    count = Counter(predictions=0, labels=0, removed=0, rewritten=0)
     with _alone(folder):
-        ask_to_seal(folder, {s.file.name for s in segments(folder) if s.state == "live" and _begins(s) < cut.tz_localize(None)}, wait)
-        for s in map(_there, segments(folder)):
-            if progress: progress(1)
-            if s.state == "live" or not near(s): continue
-            heads, _, without = _read(s.file)
-            old = (_when(heads, s) < cut).to_numpy()
-            if not (old.any() if len(old) else _age(s) < cut): continue
-            data = without(old) if len(old) else None
-            count.update({s.kind: int(old.sum()), "removed" if data is None else "rewritten": 1})
-            _replace(folder, s.file, data)
-        return _account(folder, what="expired", before=cut.strftime("%Y-%m-%dT%H:%M:%SZ"), **count)
+        old_live = {info.file.name for info in segments(folder) if info.state == "live" and _begins(info) < naive}
+        ask_to_seal(folder, old_live, wait)
+        for info in map(_up_to_date, segments(folder)):
+            if progress:
+                progress(1)
+            if info.state != "live" and _may_be_old(info, naive):
+                _expire_file(folder, info, border, count)
+        return _account(folder, what="expired", before=border.strftime("%Y-%m-%dT%H:%M:%SZ"), **count)
 
-# %% ../../nbs/log/06_erasure.ipynb #99f75d14
-def _has(t, ids, key, id_="prediction_id"):
+# %% ../../nbs/log/06_erasure.ipynb #13ea9876
+def _hint(key):
+    "The beginning of a hash, as bytes"
+    return key[:8].encode()
+
+# %% ../../nbs/log/06_erasure.ipynb #d1f16779
+def _may_hold(info, key):
+    "Could a file of predictions hold the subject?"
+    return info.file.suffix == ".parquet" or _hint(key) in info.file.read_bytes()
+
+# %% ../../nbs/log/06_erasure.ipynb #d6ed7265
+def _find_predictions(folder, key):
+    "Identifiers of a person's predictions in the log, and the files that may hold them"
+    ids, files = set(), []
+    for info in map(_up_to_date, segments(folder, "predictions")):
+        if not _may_hold(info, key): continue
+        heads = _open_file(info.file).heads
+        mine = (heads.subject == key).to_numpy(bool)
+        if mine.any() or info.file.suffix != ".parquet":
+            files.append(info)
+            ids |= set(heads.prediction_id[mine]) - {None}
+    return ids, files
+
+# %% ../../nbs/log/06_erasure.ipynb #ba95bf7a
+def _erase_records(folder, files, ids, key):
+    "Erase records from sealed files; how many, and the names of files that are still open"
+    count, still_open = 0, []
+    for info in map(_up_to_date, files):
+        file = _open_file(info.file)
+        mine = (file.heads.prediction_id.isin(ids) | (file.heads.subject == key)).to_numpy(bool)
+        if not mine.any() and _hint(key) not in file.torn: continue
+        if info.state == "live":
+            still_open.append(info.file.name)
+            continue
+        count += int(mine.sum())
+        _replace(folder, info.file, file.without(mine, _hint(key)))
+    return count, still_open
+
+# %% ../../nbs/log/06_erasure.ipynb #21a9097b
+def _is_mine(table, ids, key, id_column="prediction_id"):
     "Which rows of a table are of these predictions or of this subject"
-    mine = pc.is_in(t[id_], value_set=pa.array(sorted(ids), t[id_].type))
-    if "subject" in t.column_names: mine = pc.or_(mine, pc.fill_null(pc.equal(t["subject"].cast(pa.string()), key), False))
-    return mine
+    mine = pc.is_in(table[id_column], value_set=pa.array(sorted(ids), table[id_column].type))
+    if "subject" not in table.column_names: return mine
+    same_subject = pc.equal(table["subject"].cast(pa.string()), key)
+    return pc.or_(mine, pc.fill_null(same_subject, False))
 
-# %% ../../nbs/log/06_erasure.ipynb #facb5709
-def _tables(folder): return [f for f in [folder/"refused.parquet", *sorted((folder/"predictions").rglob("*.parquet"))] if f.is_file()]
+# %% ../../nbs/log/06_erasure.ipynb #2b9f4331
+def _record_files(folder):
+    "The files of a closed window that hold records"
+    files = [folder/"refused.parquet", *sorted((folder/"predictions").rglob("*.parquet"))]
+    return [file for file in files if file.is_file()]
 
-# %% ../../nbs/log/06_erasure.ipynb #5fd671cd
-def _members(folder, key):
-    "Names of a person's predictions in a closed window"
-    found = set()
-    for f in _tables(folder):
-        t = pq.ParquetFile(f).read(columns=["prediction_id", "subject"])
-        found |= set(t.filter(pc.fill_null(pc.equal(t["subject"], key), False))["prediction_id"].to_pylist()) - {None}
-    return found
+# %% ../../nbs/log/06_erasure.ipynb #5e0124f9
+def _find_in_window(folder, key):
+    "Identifiers of a person's predictions in a closed window"
+    ids = set()
+    for file in _record_files(folder):
+        table = pq.ParquetFile(file).read(columns=["prediction_id", "subject"])
+        mine = pc.fill_null(pc.equal(table["subject"], key), False)
+        ids |= set(table.filter(mine)["prediction_id"].to_pylist()) - {None}
+    return ids
 
-# %% ../../nbs/log/06_erasure.ipynb #a5a97dc9
-def _copy_without(file, to, ids, key, id_, see):
-    "A table without some rows, in the groups that closing makes; `see` is shown what is left"
-    sink, gone = Sink(to), 0
+# %% ../../nbs/log/06_erasure.ipynb #cde48315
+def _window_holds(folder, ids, key):
+    "Is any of these predictions in a closed window?"
+    id_columns = {file: "prediction_id" for file in _record_files(folder)}
+    id_columns[folder/"rows.parquet"] = read_window(folder)["columns"]["id"]
+    for file, id_column in id_columns.items():
+        source = pq.ParquetFile(file)
+        columns = [name for name in (id_column, "subject") if name in source.schema_arrow.names]
+        if pc.any(_is_mine(source.read(columns=columns), ids, key, id_column)).as_py(): return True
+    return False
+
+# %% ../../nbs/log/06_erasure.ipynb #f751814f
+def _copy_without(file, target, ids, key, id_column, see):
+    "Copy a table without some rows, and call `see` with what is left; how many rows went"
+    sink, gone = Sink(target), 0
     with pq.ParquetFile(file) as source:
-        for b in source.iter_batches(GROUP):
-            t = pa.Table.from_batches([b])
-            left = t.filter(pc.invert(_has(t, ids, key, id_)))
-            gone += len(t) - len(left)
-            if len(left): sink.add(left.replace_schema_metadata(source.schema_arrow.metadata)); see(left)
+        for batch in source.iter_batches(GROUP):
+            table = pa.Table.from_batches([batch])
+            left = table.filter(pc.invert(_is_mine(table, ids, key, id_column)))
+            gone += len(table) - len(left)
+            if not len(left): continue
+            sink.add(left.replace_schema_metadata(source.schema_arrow.metadata))
+            see(left)
     sink.close()
     return gone
 
-# %% ../../nbs/log/06_erasure.ipynb #1bc29524
-def _scrub(folder, to, info, ids, key):
-    "Copy a closed window without some predictions, and say what it is then"
-    content, models, reasons, cols = Content(), Counter(), Counter(), info["columns"]
-    def rows(t): content.add(t.to_pandas(), cols["time"], cols["target"])
-    def records(t): models.update({f"{x['model']} {x['version']} {x['arm']}": x["count_all"] for x in t.group_by(["model", "version", "arm"]).aggregate([([], "count_all")]).to_pylist()})
-    def refused(t): reasons.update({x["values"]: x["counts"] for x in t["reason"].value_counts().to_pylist()})
-    special = {folder/"rows.parquet": (cols["id"], rows), folder/"refused.parquet": ("prediction_id", refused)}
-    gone = 0
-    for f in sorted(x for x in folder.rglob("*") if x.is_file() and x.name != "WINDOW.json"):
-        dest = to/f.relative_to(folder)
-        if f in special or f in _tables(folder):
-            id_, see = special.get(f, ("prediction_id", records))
-            n = _copy_without(f, dest, ids, key, id_, see)
-            gone += n if f.name == "rows.parquet" else 0
+# %% ../../nbs/log/06_erasure.ipynb #1a9c694b
+class _Recount:
+    "What `WINDOW.json` counts, made again from the tables that are left"
+    def __init__(self, account):
+        self.account = account
+        self.content, self.models, self.reasons = Content(), Counter(), Counter()
+
+# %% ../../nbs/log/06_erasure.ipynb #6b293741
+@patch
+def see_rows(self:_Recount, table):
+    "Rows of `rows.parquet`"
+    columns = self.account["columns"]
+    self.content.add_rows(table.to_pandas(), columns["time"], columns["target"])
+
+# %% ../../nbs/log/06_erasure.ipynb #75927245
+@patch
+def see_records(self:_Recount, table):
+    "Records as they were logged"
+    counts = table.group_by(["model", "version", "arm"]).aggregate([([], "count_all")])
+    for entry in counts.to_pylist():
+        self.models[f"{entry['model']} {entry['version']} {entry['arm']}"] += entry["count_all"]
+
+# %% ../../nbs/log/06_erasure.ipynb #fa1eb8d5
+@patch
+def see_refused(self:_Recount, table):
+    "Refused records"
+    for entry in table["reason"].value_counts().to_pylist():
+        self.reasons[entry["values"]] += entry["counts"]
+
+# %% ../../nbs/log/06_erasure.ipynb #99222c5b
+@patch
+def result(self:_Recount):
+    "The new account"
+    empty = dict(rows=0, labelled=0, first=None, last=None, sha256=None)
+    summary = self.content.summary() if self.content.rows else empty
+    labels = {reason: n for reason, n in self.account["refused"].items() if reason.startswith("label: ")}
+    return {**self.account, **summary, "models": dict(self.models), "refused": {**self.reasons, **labels}}
+
+# %% ../../nbs/log/06_erasure.ipynb #0ac3d25e
+def _scrub(folder, to, ids, key):
+    "Copy a closed window without some predictions; its new account, and how many rows went"
+    account = read_window(folder)
+    recount, gone = _Recount(account), 0
+    special = {folder/"rows.parquet": (account["columns"]["id"], recount.see_rows),
+               folder/"refused.parquet": ("prediction_id", recount.see_refused)}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "WINDOW.json"):
+        target = to/file.relative_to(folder)
+        if file in special or file in _record_files(folder):
+            id_column, see = special.get(file, ("prediction_id", recount.see_records))
+            rows_gone = _copy_without(file, target, ids, key, id_column, see)
+            gone += rows_gone if file.name == "rows.parquet" else 0
         else:
-            dest.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(f, dest)
-    labels = {k: v for k, v in info["refused"].items() if k.startswith("label: ")}
-    told = content.told() if content.rows else dict(rows=0, labelled=0, first=None, last=None, sha256=None)
-    return {**info, **told, "models": dict(models), "refused": {**reasons, **labels}}, gone
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, target)
+    return recount.result(), gone
 
-# %% ../../nbs/log/06_erasure.ipynb #b8c4b9a2
-def _chain(folder):
-    "What became of each file's bytes"
-    done = [f for e in _lines(folder/"ERASURES.jsonl") for f in e.get("files", [])] + _lines(folder/".erasing.jsonl")
-    return {(name, before): after for name, before, after in done}
+# %% ../../nbs/log/06_erasure.ipynb #2d9df405
+def _names_in(place):
+    "The names in a folder or a store"
+    fs, path = store(place) if "://" in str(place) else (None, Path(place))
+    exists = fs.exists(path) if fs else path.is_dir()
+    if not exists: raise MlgovError(f"{place}: there is no folder of closed windows here")
+    if fs: return [name.rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)]
+    return [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
 
-# %% ../../nbs/log/06_erasure.ipynb #bd398676
-def _followed(info, chain):
-    "The sources of a window by their present hashes"
-    out = {}
-    for name, h in info["sources"].items():
-        while h is not None and (name, h) in chain: h = chain.pop((name, h))
-        if h is not None: out[name] = h
-    return {**info, "sources": out}
-
-# %% ../../nbs/log/06_erasure.ipynb #1282404e
-def _closed(places):
+# %% ../../nbs/log/06_erasure.ipynb #aef3a543
+def _closed_windows(places):
     "The closed windows in or at these places"
-    for p in places:
-        if read_window(p): yield str(p); continue
-        fs, path = (store(p) if "://" in str(p) else (None, Path(p)))
-        if not (fs.exists(path) if fs else path.is_dir()): raise MlgovError(f"{p}: there is no folder of closed windows here")
-        below = [x.rsplit("/", 1)[-1] for x in fs.ls(path, detail=False)] if fs else [x.name for x in path.iterdir() if not x.name.startswith(".")]
-        yield from (f"{str(p).rstrip('/')}/{x}" for x in sorted(below) if read_window(f"{str(p).rstrip('/')}/{x}"))
+    for place in places:
+        if read_window(place):
+            yield str(place)
+            continue
+        below = [f"{str(place).rstrip('/')}/{name}" for name in sorted(_names_in(place))]
+        yield from (window for window in below if read_window(window))
 
-# %% ../../nbs/log/06_erasure.ipynb #326a6813
+# %% ../../nbs/log/06_erasure.ipynb #98a878d1
 @contextmanager
-def _here(place):
+def _local_copy(place):
     "A closed window as a folder on this machine"
-    if "://" not in place: yield Path(place); return
+    if "://" not in place:
+        yield Path(place)
+        return
     fs, path = store(place)
-    with tempfile.TemporaryDirectory(prefix="mlgov-window-") as d:
-        fs.get(path.rstrip("/") + "/", f"{d}/w/", recursive=True)
-        yield Path(d)/"w"
+    with tempfile.TemporaryDirectory(prefix="mlgov-window-") as temporary:
+        fs.get(path.rstrip("/") + "/", f"{temporary}/w/", recursive=True)
+        yield Path(temporary)/"w"
 
-# %% ../../nbs/log/06_erasure.ipynb #06cbfbed
-def _put_back(place, here, ids, key):
-    "Erase in one closed window"
-    info = read_window(here)
-    if "://" in place:
-        with tempfile.TemporaryDirectory(prefix="mlgov-window-") as d:
-            new, gone = _scrub(here, Path(d), info, ids, key)
-            write_json(Path(d)/"WINDOW.json", new, None)
-            send_window(Path(d), place)
-    else:
-        with atomic_dir(here) as to:
-            new, gone = _scrub(here, to, info, ids, key)
-            write_json(to/"WINDOW.json", new, None)
+# %% ../../nbs/log/06_erasure.ipynb #3a115149
+def _erase_in_window(place, folder, ids, key):
+    "Erase in one closed window, of which `folder` is the copy on this machine; how many rows went"
+    if "://" not in place:
+        with atomic_dir(folder) as to:
+            account, gone = _scrub(folder, to, ids, key)
+            write_json(to/"WINDOW.json", account, None)
+        return gone
+    with tempfile.TemporaryDirectory(prefix="mlgov-window-") as temporary:
+        account, gone = _scrub(folder, Path(temporary), ids, key)
+        write_json(Path(temporary)/"WINDOW.json", account, None)
+        send_window(Path(temporary), place)
     return gone
 
-# %% ../../nbs/log/06_erasure.ipynb #bf19ce5e
-def _touched(here, ids, key):
-    "Is any of these predictions in a closed window?"
-    info = read_window(here)
-    for f, id_ in [(f, "prediction_id") for f in _tables(here)] + [(here/"rows.parquet", info["columns"]["id"])]:
-        source = pq.ParquetFile(f)
-        t = source.read(columns=[c for c in (id_, "subject") if c in source.schema_arrow.names])
-        if pc.any(_has(t, ids, key, id_)).as_py(): return True
-    return False
+# %% ../../nbs/log/06_erasure.ipynb #bd54524d
+def _changes(folder):
+    "What became of each file's bytes: (name, hash before): hash after, or None when it was removed"
+    accounts = _read_account(folder/"ERASURES.jsonl")
+    changes = [change for account in accounts for change in account.get("files", [])]
+    changes += _read_account(folder/".erasing.jsonl")
+    return {(name, before): after for name, before, after in changes}
 
-# %% ../../nbs/log/06_erasure.ipynb #9fbbb4a9
-def _follow(folder, place):
+# %% ../../nbs/log/06_erasure.ipynb #8d229a57
+def _followed(account, changes):
+    "A window's account with the present hashes of its sources"
+    sources = {}
+    for name, value in account["sources"].items():
+        while value is not None and (name, value) in changes:
+            value = changes.pop((name, value))
+        if value is not None:
+            sources[name] = value
+    return {**account, "sources": sources}
+
+# %% ../../nbs/log/06_erasure.ipynb #3a4ccd7e
+def _update_sources(folder, place):
     "Bring the account of a closed window up to date"
-    info = read_window(place)
-    new = _followed(info, _chain(folder))
-    if new == info: return
-    if "://" not in place: write_json(Path(place)/"WINDOW.json", new, None); return
+    old = read_window(place)
+    new = _followed(old, _changes(folder))
+    if new == old: return
+    if "://" not in place:
+        write_json(Path(place)/"WINDOW.json", new, None)
+        return
     fs, path = store(place)
-    with tempfile.TemporaryDirectory() as d: fs.put_file(str(write_json(Path(d)/"WINDOW.json", new, None)), f"{path}/WINDOW.json")
+    with tempfile.TemporaryDirectory() as temporary:
+        file = write_json(Path(temporary)/"WINDOW.json", new, None)
+        fs.put_file(str(file), f"{path}/WINDOW.json")
 
-# %% ../../nbs/log/06_erasure.ipynb #221b25dc
-def _hint(key): return key[:8].encode()      # a torn line may hold the beginning only
-
-# %% ../../nbs/log/06_erasure.ipynb #efcfd741
-def _may_hold(s, key):
-    "Could a file of predictions hold the subject? A look at the bytes, before any is read as a record"
-    return s.file.suffix == ".parquet" or _hint(key) in s.file.read_bytes()
-
-# %% ../../nbs/log/06_erasure.ipynb #8f4bb6f0
-def _named(folder, key):
-    "Names of a person's predictions in the log, and the files that hold them"
-    ids, files = set(), []
-    for s in map(_there, segments(folder, "predictions")):
-        if not _may_hold(s, key): continue
-        heads, _, _ = _read(s.file)
-        mine = (heads.subject == key).to_numpy(bool)
-        if mine.any() or s.file.suffix != ".parquet": files.append(s); ids |= set(heads.prediction_id[mine]) - {None}
+# %% ../../nbs/log/06_erasure.ipynb #6bd6c0fa
+def _find_everywhere(folder, places, key, step):
+    "Identifiers of a person's predictions in the log and in closed windows, and the log's files that may hold them"
+    ids, files = _find_predictions(folder, key)
+    for place in places:
+        with _local_copy(place) as copy:
+            ids |= _find_in_window(copy, key)
+        step(1)
     return ids, files
 
-# %% ../../nbs/log/06_erasure.ipynb #2900a5bc
-def _erase(folder, files, ids, key):
-    "Erase records from sealed files; how many, and which files are still open"
-    n, still, secret = 0, [], _hint(key)
-    for s in map(_there, files):
-        heads, torn, without = _read(s.file)
-        mine = (heads.prediction_id.isin(ids) | (heads.subject == key)).to_numpy(bool)
-        if not mine.any() and secret not in torn: continue
-        if s.state == "live": still.append(s.file.name); continue
-        n += int(mine.sum())
-        _replace(folder, s.file, without(mine, secret))
-    return n, still
+# %% ../../nbs/log/06_erasure.ipynb #9fc9569f
+def _erase_windows(places, ids, key, step):
+    "Erase in all closed windows; how many were changed, and how many rows went"
+    changed = rows = 0
+    for place in places:
+        with _local_copy(place) as copy:
+            if _window_holds(copy, ids, key):
+                rows += _erase_in_window(place, copy, ids, key)
+                changed += 1
+        step(1)
+    return changed, rows
 
-# %% ../../nbs/log/06_erasure.ipynb #a544ae28
+# %% ../../nbs/log/06_erasure.ipynb #9b72b2d9
+def _not_all(still_open, wait, account):
+    "The error when the log's files are still being written"
+    return MlgovError(
+        f"not everything is erased: {len(still_open)} of the log's files hold records of this subject and are still "
+        f"being written ({', '.join(still_open)}), and nobody sealed them within {wait:g} s. A running service does so "
+        "at once; check that it runs or stop it, then run this again. Erased so far: "
+        f"{account['predictions']:,} predictions, {account['labels']:,} labels, {account['window_rows']:,} rows of "
+        f"{account['windows']:,} windows")
+
+# %% ../../nbs/log/06_erasure.ipynb #5e7beb54
 def forget(
     folder:Path, # The log's folder
     secret:bytes, # The key of subjects
-    subject:str, # What the caller calls the person
+    subject:str, # The caller's identifier of the person
     closed=(), # Folders or URLs of closed windows, or of many
     wait:float=10, # Seconds that writers have to seal what they write
     progress=None, # Called with 1 for each step
@@ -331,20 +497,19 @@ def forget(
     "Erase every record of one person: predictions, their labels, and both in closed windows"
     key, folder, step = subject_key(secret, subject), Path(folder), progress or (lambda n: None)
     with _alone(folder):
-        places = list(_closed(closed))
-        ask_to_seal(folder, {s.file.name for s in segments(folder) if s.state == "live"}, wait)
-        ids, files = _named(folder, key)
-        for p in places:
-            with _here(p) as here: ids |= _members(here, key); step(1)
-        changed = rows = 0
-        for p in places:
-            with _here(p) as here:
-                if _touched(here, ids, key): rows += _put_back(p, here, ids, key); changed += 1
+        places = list(_closed_windows(closed))
+        ask_to_seal(folder, {info.file.name for info in segments(folder) if info.state == "live"}, wait)
+        ids, files = _find_everywhere(folder, places, key, step)
+        windows, window_rows = _erase_windows(places, ids, key, step)
+        labels, open_labels = _erase_records(folder, segments(folder, "labels") if ids else [], ids, key)
+        step(1)
+        predictions, open_predictions = _erase_records(folder, files, ids, key)
+        step(1)
+        for place in places:
+            _update_sources(folder, place)
             step(1)
-        labels, open_labels = _erase(folder, segments(folder, "labels") if ids else [], ids, key); step(1)
-        n, open_ = _erase(folder, files, ids, key); step(1)
-        for p in places: _follow(folder, p); step(1)
-        still = open_ + open_labels
-        told = _account(folder, what="subject", predictions=n, labels=labels, windows=changed, window_rows=rows, complete=not still)
-    if still: raise MlgovError(f"not everything is erased: {len(still)} of the log's files hold records of this subject and are still being written ({', '.join(still)}), and nobody sealed them within {wait:g} s. A running service does so at once; see that it runs or stop it, then say this again. Erased so far: {n:,} predictions, {labels:,} labels, {rows:,} rows of {changed:,} windows")
-    return told
+        still_open = open_predictions + open_labels
+        account = _account(folder, what="subject", predictions=predictions, labels=labels, windows=windows,
+                           window_rows=window_rows, complete=not still_open)
+    if still_open: raise _not_all(still_open, wait, account)
+    return account

@@ -5,31 +5,44 @@
 # %% auto #0
 __all__ = ['subject_key', 'subject_secret']
 
-# %% ../../nbs/log/01_subject.ipynb #783dde11
+# %% ../../nbs/log/01_subject.ipynb #441e47ff
 import hmac
 import os
 from pathlib import Path
 
 from ..settings import MlgovError
 
-# %% ../../nbs/log/01_subject.ipynb #92d41d69
+# %% ../../nbs/log/01_subject.ipynb #35db84c5
 def subject_key(
     secret:bytes, # From `subject_secret`
-    subject:str, # What the caller calls the person
+    subject:str, # The caller's identifier of the person
 )->str: # 32 hex digits
     "The keyed hash under which a person's records are found"
     return hmac.digest(secret, subject.encode(), "sha256").hex()[:32]
 
-# %% ../../nbs/log/01_subject.ipynb #ef15be0a
+# %% ../../nbs/log/01_subject.ipynb #7e0bc7ff
+_HOW_TO_SET = ("put a secret into MLGOV_SUBJECT_KEY, or the name of a file that holds it into MLGOV_SUBJECT_KEY_FILE "
+               "(make one with `openssl rand -hex 32`, and keep it: another key finds nobody)")
+
+def _read_key_file(file):
+    "The text of the file of the key"
+    try:
+        return Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a text file"
+        raise MlgovError(f"MLGOV_SUBJECT_KEY_FILE: the key of subjects cannot be read: {reason}") from None
+
+# %% ../../nbs/log/01_subject.ipynb #2bc46301
 def subject_secret(
-    needed:bool=True, # Refuse when there is none; otherwise None
+    needed:bool=True, # Raise an error when there is none; otherwise return None
 )->bytes|None: # The key
-    "The key of subjects: the variable `MLGOV_SUBJECT_KEY`, or the file that `MLGOV_SUBJECT_KEY_FILE` names"
-    text, file = os.environ.get("MLGOV_SUBJECT_KEY", ""), os.environ.get("MLGOV_SUBJECT_KEY_FILE", "")
+    "The key of subjects, from `MLGOV_SUBJECT_KEY` or the file that `MLGOV_SUBJECT_KEY_FILE` names"
+    text = os.environ.get("MLGOV_SUBJECT_KEY", "")
+    file = os.environ.get("MLGOV_SUBJECT_KEY_FILE", "")
     if file and not text:
-        try: text = Path(file).read_text()
-        except (OSError, UnicodeDecodeError) as e: raise MlgovError(f"MLGOV_SUBJECT_KEY_FILE: the key of subjects cannot be read: {getattr(e, 'strerror', None) or 'it is no text'}") from None
+        text = _read_key_file(file)
     text = text.strip()
     if not text and not needed and not file: return None
-    if len(text) < 16: raise MlgovError("the key of subjects is " + ("shorter than 16 characters" if text else "not set") + ": put a secret into MLGOV_SUBJECT_KEY, or the name of a file that holds it into MLGOV_SUBJECT_KEY_FILE (make one with `openssl rand -hex 32`, and keep it: another key finds nobody)")
+    if not text: raise MlgovError(f"the key of subjects is not set: {_HOW_TO_SET}")
+    if len(text) < 16: raise MlgovError(f"the key of subjects is shorter than 16 characters: {_HOW_TO_SET}")
     return text.encode()

@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['OWN', 'NUMBERS', 'moment', 'bounds', 'span', 'ask_to_seal', 'held', 'close_window']
 
-# %% ../../nbs/log/05_window.ipynb #0d8ef22f
+# %% ../../nbs/log/05_window.ipynb #9f9cb6d8
 import os
 import re
 import tempfile
 import time
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timezone
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from itertools import pairwise
 from pathlib import Path
 
 import duckdb
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -35,7 +37,7 @@ from .record import KINDS, LABEL, RECORD, TYPES, card_fields
 from .segment import LogError, SegmentInfo, adopt, segments
 from ..settings import MlgovError
 
-# %% ../../nbs/log/05_window.ipynb #93f23359
+# %% ../../nbs/log/05_window.ipynb #9fc9a3dd
 def moment(
     x, # A date or a time; without a zone it is UTC
     what:str="time", # What to call it in an error
@@ -45,263 +47,515 @@ def moment(
         if isinstance(x, (int, float)) and not isinstance(x, bool): raise ValueError
         t = pd.Timestamp(x)
         if t is pd.NaT: raise ValueError
-    except (ValueError, TypeError): raise MlgovError(f"{what}: expected a date or a time such as 2026-11-25 or 2026-11-25T22:00:00Z, found {x!r}") from None
-    return (t.tz_convert(timezone.utc).tz_localize(None) if t.tzinfo else t).as_unit("us")
+    except (ValueError, TypeError):
+        raise MlgovError(f"{what}: expected a date or a time such as 2026-11-25 or 2026-11-25T22:00:00Z, "
+                         f"found {x!r}") from None
+    if t.tzinfo:
+        t = t.tz_convert(timezone.utc).tz_localize(None)
+    return t.as_unit("us")
 
-# %% ../../nbs/log/05_window.ipynb #d2a90d9b
+# %% ../../nbs/log/05_window.ipynb #3e317ac9
+_ONE_STEP = (pd.DateOffset(years=1), pd.DateOffset(months=1), pd.DateOffset(days=1))
+
 def bounds(
     name:str, # '2026', '2026-11' or '2026-11-25'
 )->tuple[pd.Timestamp, pd.Timestamp]: # Start, and end (not included)
-    "The year, month or day of a window's name"
-    if not re.fullmatch(r"\d{4}(-\d\d){0,2}", name): raise MlgovError(f"window '{name}': only a year, a month or a day (2026, 2026-11, 2026-11-25) says when it is; give start and end for any other name")
+    "The year, month or day that a window is named after"
+    if not re.fullmatch(r"\d{4}(-\d\d){0,2}", name):
+        raise MlgovError(f"window '{name}': only a year, a month or a day (2026, 2026-11, 2026-11-25) says when it is; "
+                         "give start and end for any other name")
     start = moment(name, "window")
-    return start, start + [pd.DateOffset(years=1), pd.DateOffset(months=1), pd.DateOffset(days=1)][name.count("-")]
+    return start, start + _ONE_STEP[name.count("-")]
 
-# %% ../../nbs/log/05_window.ipynb #41340740
-def _iso(t): return None if t is None else t.isoformat() + "Z"
+# %% ../../nbs/log/05_window.ipynb #6a5a41ee
+def _iso(t):
+    "A moment as text; None stays None"
+    return None if t is None else t.isoformat() + "Z"
 
-# %% ../../nbs/log/05_window.ipynb #6e54c7b2
-OWN = re.compile(rf"({'|'.join(KINDS)})-\d{{8}}T\d{{12}}-[0-9a-f]{{6}}-\d+-[0-9a-f]{{4}}\.(jsonl|jsonl\.open|parquet)")   # a writer's own file
+# %% ../../nbs/log/05_window.ipynb #680baca6
+OWN = re.compile(rf"({'|'.join(KINDS)})-\d{{8}}T\d{{12}}-[0-9a-f]{{6}}-\d+-[0-9a-f]{{4}}\.(jsonl|jsonl\.open|parquet)")
 
-def _table_span(file):
+def _table_times(file):
+    "Smallest and largest `ts` of each row group of a Parquet file"
     meta = pq.ParquetFile(file).metadata
-    at = meta.schema.to_arrow_schema().get_field_index("ts")
-    got = [meta.row_group(g).column(at).statistics for g in range(meta.num_row_groups)]
-    return [x for s in got for x in (s.min, s.max)]
+    column = meta.schema.to_arrow_schema().get_field_index("ts")
+    statistics = [meta.row_group(group).column(column).statistics for group in range(meta.num_row_groups)]
+    return [bound for group in statistics for bound in (group.min, group.max)]
 
-# %% ../../nbs/log/05_window.ipynb #e22e6091
+# %% ../../nbs/log/05_window.ipynb #06c3967a
+def _line_times(file):
+    "The `ts` of the first and last lines of a file"
+    return [record["ts"] for record in json_objects(first_and_last_lines(file, 1 << 16))]
+
+# %% ../../nbs/log/05_window.ipynb #099ba66e
 def span(
     s:SegmentInfo, # A file of the log
 )->tuple[pd.Timestamp, pd.Timestamp]|None: # Of its records' `ts`
     "First and last time of a file; None when only reading it tells"
     if not OWN.fullmatch(s.file.name): return None
     try:
-        found = _table_span(s.file) if s.file.suffix == ".parquet" else [d["ts"] for d in json_objects(first_and_last_lines(s.file, 1 << 16))]
+        found = _table_times(s.file) if s.file.suffix == ".parquet" else _line_times(s.file)
         times = [moment(t) for t in found]
         return min(times), max(times)
-    except (OSError, KeyError, AttributeError, ValueError, pa.ArrowException): return None
+    except (OSError, KeyError, AttributeError, ValueError, pa.ArrowException):
+        return None
 
-# %% ../../nbs/log/05_window.ipynb #9d504aad
-def _near(infos, start, end, spare=pd.Timedelta(hours=1)):
-    "The files that can hold something of a stretch of time"
-    spans = [(s, span(s)) for s in infos]
-    return [s for s, t in spans if t is None or ((start is None or t[1] >= start - spare) and (end is None or t[0] <= end + spare))]
+# %% ../../nbs/log/05_window.ipynb #875fb256
+_SPARE = pd.Timedelta(hours=1)
 
-# %% ../../nbs/log/05_window.ipynb #e45065b3
+def _can_hold(info, start, end):
+    "Can a file hold records of a stretch of time? None is no bound"
+    times = span(info)
+    if times is None: return True
+    after_start = start is None or times[1] >= start - _SPARE
+    before_end = end is None or times[0] <= end + _SPARE
+    return after_start and before_end
+
+# %% ../../nbs/log/05_window.ipynb #70ca4989
 def ask_to_seal(
     folder:Path, # The log's folder
     names:set[str], # Of open files
     wait:float, # Seconds
-)->set[str]: # Those that are open still
+)->set[str]: # Those that are still open
     "Ask the writers to seal their files, and wait until they have"
     if not names: return names
-    try: (Path(folder)/"ROTATE").touch()
-    except OSError: return names
+    try:
+        (Path(folder)/"ROTATE").touch()
+    except OSError:
+        return names
     end = time.monotonic() + wait
-    while (left := {s.file.name for s in segments(folder) if s.state == "live"} & names) and time.monotonic() < end: time.sleep(0.05)
-    return left
+    while True:
+        live = {info.file.name for info in segments(folder) if info.state == "live"} & names
+        if not live or time.monotonic() >= end: return live
+        time.sleep(0.05)
 
-# %% ../../nbs/log/05_window.ipynb #a945c23a
+# %% ../../nbs/log/05_window.ipynb #4f544f2d
+def _lock_file(folder, alone):
+    "The open lock file of a log; None where closing needs no lock"
+    try:
+        return os.open(Path(folder)/".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+    except OSError as error:
+        if alone: raise LogError(error) from None
+        return None
+
+# %% ../../nbs/log/05_window.ipynb #eaf21163
+def _wait_for_lock(fd, folder, alone, wait):
+    "Take the lock, or raise an error when the time is over"
+    end = time.monotonic() + wait
+    while True:
+        try:
+            return flock(fd, (LOCK_EX if alone else LOCK_SH) | LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise MlgovError(f"{folder}: windows are being closed or records erased in this log; "
+                                 "try again when that has ended") from None
+            time.sleep(0.05)
+
+# %% ../../nbs/log/05_window.ipynb #acd46b67
 @contextmanager
 def held(
     folder:Path, # The log's folder
-    alone:bool, # Erasing is done alone, closing beside others
+    alone:bool, # Erasing runs alone, closing beside others
     wait:float=60, # Seconds to wait for others
 ):
-    "Hold the lock on a log; without leave to write, closing needs none, for nobody erases there"
-    try: fd = os.open(Path(folder)/".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-    except OSError as e:
-        if alone: raise LogError(e) from None
-        fd = None
+    "Hold the lock on a log"
+    fd = _lock_file(folder, alone)
     try:
-        end = time.monotonic() + wait
-        while fd is not None:
-            try: flock(fd, (LOCK_EX if alone else LOCK_SH) | LOCK_NB); break
-            except BlockingIOError:
-                if time.monotonic() > end: raise MlgovError(f"{folder}: windows are being closed or records erased in this log; try again when that has ended") from None
-                time.sleep(0.05)
+        if fd is not None:
+            _wait_for_lock(fd, folder, alone, wait)
         yield
     finally:
-        if fd is not None: os.close(fd)
+        if fd is not None:
+            os.close(fd)
 
-# %% ../../nbs/log/05_window.ipynb #6d6eee62
-NUMBERS = {4: lambda t: t.dt.year, 6: lambda t: t.dt.year * 100 + t.dt.month, 8: lambda t: t.dt.year * 10_000 + t.dt.month * 100 + t.dt.day}
+# %% ../../nbs/log/05_window.ipynb #90101a1f
+def _as_year(t):
+    "2026"
+    return t.dt.year
 
-def _time_of(card, like):
-    "How a moment is said in the card's time column"
+# %% ../../nbs/log/05_window.ipynb #2dddb88b
+def _as_month(t):
+    "202611"
+    return t.dt.year * 100 + t.dt.month
+
+# %% ../../nbs/log/05_window.ipynb #1abd7f13
+def _as_day(t):
+    "20261125"
+    return t.dt.year * 10_000 + t.dt.month * 100 + t.dt.day
+
+# %% ../../nbs/log/05_window.ipynb #d6662323
+NUMBERS = {4: _as_year, 6: _as_month, 8: _as_day}      # By the number of digits
+
+def _past_type(card, like):
+    "The type of the time column in a historical window; None where there is none"
     schema = pq.read_schema(like) if like and card.time else None
-    kind = schema.field(card.time).type if schema and card.time in schema.names else None
-    ends = [card.split.train_until, *(b for w in card.split.windows.values() for b in w)]
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) if kind else all(re.fullmatch(r"\d+", str(e)) for e in ends)
-    if not card.time or not number: return lambda t: t
-    how = NUMBERS.get(len(re.match(r"\d*", str(ends[0]))[0]))
-    if how is None: raise MlgovError(f"card {card.name}: {card.time} is a number such as {ends[0]}, and nothing says how a moment becomes one; make it a year (2026), a month (202611), a day (20261125) or a date")
-    return lambda t: how(t).astype(kind.to_pandas_dtype() if kind else "int64")
+    return schema.field(card.time).type if schema and card.time in schema.names else None
 
-# %% ../../nbs/log/05_window.ipynb #51cbb157
-def _why(fields, card):
-    "SQL of the reason to refuse a record, or null"
-    own, at = [*card.numeric, *card.categorical], {f: i for i, f in enumerate(fields)}
-    none = f"coalesce({', '.join(f'v[{at[f] + 1}]' for f in own)}) is null and not list_bool_or(json_exists(json, [{', '.join(map(json_pointer_sql, own))}]))"
-    said = ["case when c0 is null then 'prediction_id: missing' end", "case when c1 is null then 'ts: missing or no time' end", f"case when {none} then {text_sql(f'no feature of the card {card.name}')} end"]
-    said += [f"case when isinf(c{at[f]}) then {text_sql(f'{f}: infinite')} when c{at[f]} is null and v[{at[f] + 1}] is not null then {text_sql(f'{f}: not a number')} end" for f in card.numeric]
-    return f"nullif(concat_ws('; ', {', '.join(said)}), '')"
+# %% ../../nbs/log/05_window.ipynb #303af73f
+def _card_bounds(card):
+    "All bounds of time that a card states"
+    return [card.split.train_until, *(bound for window in card.split.windows.values() for bound in window)]
 
-# %% ../../nbs/log/05_window.ipynb #4bc2fedb
-def _inside(x, start, end): return f"({x} >= {text_sql(start)}::timestamp and {x} < {text_sql(end)}::timestamp)"
+# %% ../../nbs/log/05_window.ipynb #a11030b3
+def _is_number(kind, card):
+    "Is the time column a number?"
+    if kind is not None: return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return all(re.fullmatch(r"\d+", str(bound)) for bound in _card_bounds(card))
 
-# %% ../../nbs/log/05_window.ipynb #91bcfcd2
+# %% ../../nbs/log/05_window.ipynb #0ea3a9a9
+def _time_converter(card, like):
+    "A function from moments to values of the card's time column"
+    kind = _past_type(card, like)
+    if not card.time or not _is_number(kind, card): return lambda t: t
+    first = str(_card_bounds(card)[0])
+    as_number = NUMBERS.get(len(re.match(r"\d*", first)[0]))
+    if as_number is None:
+        raise MlgovError(f"card {card.name}: {card.time} is a number such as {first}, and nothing says how a moment "
+                         "becomes one; make it a year (2026), a month (202611), a day (20261125) or a date")
+    dtype = "int64" if kind is None else kind.to_pandas_dtype()
+    return lambda t: as_number(t).astype(dtype)
+
+# %% ../../nbs/log/05_window.ipynb #21797948
+def _between_sql(value, start, end):
+    "SQL: is a time in the window?"
+    return f"({value} >= {text_sql(start)}::timestamp and {value} < {text_sql(end)}::timestamp)"
+
+# %% ../../nbs/log/05_window.ipynb #558152fa
+_JSON_NUMBERS = "('UBIGINT', 'BIGINT', 'DOUBLE', 'NULL')"
+
 def _window_fields(con, card, start, end):
-    "The fields that records of the window have"
+    "The kinds of the fields that records of the window have"
     known = {**RECORD, **card_fields(card)}
-    here = f"from predictions_lines where {_inside('try_cast(json_extract_string(json, ' + text_sql('/ts') + ') as timestamp)', start, end)}"
-    more = sorted({k for (ks,) in con.execute(f"select distinct json_keys(json) {here}").fetchall() for k in ks} - set(known))
-    number = [f"coalesce(bool_and(json_type(json, {json_pointer_sql(k)}) in ('UBIGINT', 'BIGINT', 'DOUBLE', 'NULL')), true)" for k in more]
-    got = con.execute(f"select {', '.join(number)} {here}").fetchall()[0] if more else []
-    return {**known, **{k: "number" if n else "category" for k, n in zip(more, got)}}
+    ts = "try_cast(json_extract_string(json, " + text_sql("/ts") + ") as timestamp)"
+    source = f"from predictions_lines where {_between_sql(ts, start, end)}"
+    keys = con.execute(f"select distinct json_keys(json) {source}").fetchall()
+    others = sorted({key for (row,) in keys for key in row} - set(known))
+    if not others: return known
+    kinds = [f"json_type(json, {json_pointer_sql(name)})" for name in others]
+    tests = [f"coalesce(bool_and({kind} in {_JSON_NUMBERS}), true)" for kind in kinds]
+    are_numbers = con.execute(f"select {', '.join(tests)} {source}").fetchall()[0]
+    return {**known, **{name: "number" if number else "category" for name, number in zip(others, are_numbers)}}
 
-# %% ../../nbs/log/05_window.ipynb #b0ee7eff
-def _window_query(con, fields, card, start, end, as_of):
-    "The window's records in order, with their labels; says how many were there twice"
-    cols = ", ".join(f"c{i}" for i in range(len(fields)))
-    values = ", ".join(f"{value_sql(i, f, k)} as c{i}" for i, (f, k) in enumerate(fields.items()))
-    con.execute(f"create temp view read as select *, {_why(fields, card)} as why from (select {values}, v, json, source from (select {values_sql(fields)} as v, json, source from predictions_lines))")
-    con.execute(f"create temp table twice as select prediction_id as c0, count(*) as n from ({typed_sql('predictions_lines', dict(prediction_id='text', ts='time'))}) where prediction_id is not null and {_inside('ts', start, end)} group by 1 having count(*) > 1")
-    extra = con.execute("select coalesce(sum(n - 1), 0)::bigint from twice").fetchall()[0][0]
+# %% ../../nbs/log/05_window.ipynb #c4c58008
+def _number_reason(i, name):
+    "SQL of the reason why field `i` is not a finite number"
+    return (f"isinf(c{i}) then {text_sql(f'{name}: infinite')} "
+            f"when c{i} is null and v[{i + 1}] is not null then {text_sql(f'{name}: not a number')}")
+
+# %% ../../nbs/log/05_window.ipynb #283b82b2
+def _reason_sql(fields, card):
+    "SQL of the reason to refuse a record, or null"
+    place = {name: i for i, name in enumerate(fields)}
+    features = [*card.numeric, *card.categorical]
+    values = ", ".join(f"v[{place[name] + 1}]" for name in features)
+    pointers = ", ".join(map(json_pointer_sql, features))
+    no_feature = f"coalesce({values}) is null and not list_bool_or(json_exists(json, [{pointers}]))"
+    reasons = ["c0 is null then 'prediction_id: missing'", "c1 is null then 'ts: missing or no time'",
+               f"{no_feature} then {text_sql(f'no feature of the card {card.name}')}",
+               *(_number_reason(place[name], name) for name in card.numeric)]
+    cases = ", ".join(f"case when {reason} end" for reason in reasons)
+    return f"nullif(concat_ws('; ', {cases}), '')"
+
+# %% ../../nbs/log/05_window.ipynb #1a7b9945
+def _read_view(con, fields, card):
+    "The view `read`: every record with its values and the reason to refuse it"
+    values = ", ".join(f"{value_sql(i, name, kind)} as c{i}" for i, (name, kind) in enumerate(fields.items()))
+    lines = f"select {values_sql(fields)} as v, json, source from predictions_lines"
+    con.execute(f"create temp view read as select *, {_reason_sql(fields, card)} as reason "
+                f"from (select {values}, v, json, source from ({lines}))")
+
+# %% ../../nbs/log/05_window.ipynb #85f8553c
+def _count_repeated(con, start, end):
+    "The table `twice` of identifiers that are there more than once; how many records are too many"
+    records = typed_sql("predictions_lines", dict(prediction_id="text", ts="time"))
+    con.execute(f"create temp table twice as select prediction_id as c0, count(*) as n from ({records}) "
+                f"where prediction_id is not null and {_between_sql('ts', start, end)} group by 1 having count(*) > 1")
+    return int(con.execute("select coalesce(sum(n - 1), 0)::bigint from twice").fetchall()[0][0])
+
+# %% ../../nbs/log/05_window.ipynb #2f8d1403
+def _label_view(con, as_of):
+    "The view `known_label`: labels received by a moment"
     con.execute(f"create temp view every_label as {typed_sql('labels_lines', LABEL)}")
-    con.execute(f"create temp view known_label as select * from every_label {f'where ts <= {text_sql(as_of)}::timestamp' if as_of is not None else ''}")
-    pick = f"select {cols}, why, source, case when why is not null then json::varchar end as record, coalesce(json::varchar not like '{{%', true) as torn from read where ({_inside('c1', start, end)} or c0 is null or c1 is null)"
-    both = f"{pick} and (c0 is null or c0 not in (select c0 from twice)) union all {pick} and c0 in (select c0 from twice) qualify row_number() over (partition by c0 order by c1, source) = 1"
-    con.execute(f"create temp table joined as select p.*, y.label as label, y.source as label_source from ({both if extra else pick}) p left join ({NEWEST % 'known_label'}) on c0 = prediction_id")    # kept (on disk where it is large), so that joining and sorting need not share the memory
-    return "from joined order by c1 nulls last, c0 nulls last, source, record", int(extra)
+    known = "" if as_of is None else f"where ts <= {text_sql(as_of)}::timestamp"
+    con.execute(f"create temp view known_label as select * from every_label {known}")
 
-# %% ../../nbs/log/05_window.ipynb #3aeb322f
-def _by_day(table):
-    "Pieces of a table in order of time, by day"
-    days = table["ts"].cast(pa.date32()).to_numpy()
-    cuts = [0, *(np.flatnonzero(days[1:] != days[:-1]) + 1), len(days)]
-    for a, b in pairwise(cuts): yield str(days[a]), table.slice(a, b - a)
+# %% ../../nbs/log/05_window.ipynb #dd6f69c5
+def _records_sql(n_fields, start, end, repeated):
+    "SQL of the window's records, each once, and of those without identifier or time"
+    columns = ", ".join(f"c{i}" for i in range(n_fields))
+    records = (f"select {columns}, reason, source, case when reason is not null then json::varchar end as record, "
+               "coalesce(json::varchar not like '{%', true) as torn from read "
+               f"where ({_between_sql('c1', start, end)} or c0 is null or c1 is null)")
+    if not repeated: return records
+    first = "row_number() over (partition by c0 order by c1, source) = 1"
+    return (f"{records} and (c0 is null or c0 not in (select c0 from twice)) "
+            f"union all {records} and c0 in (select c0 from twice) qualify {first}")
 
-# %% ../../nbs/log/05_window.ipynb #c2897a21
-class _Window:
-    "The files of a window, as its records come"
-    def __init__(self, folder, fields, card, time_of):
-        self.folder, self.fields, self.card, self.time_of = folder, fields, card, time_of
-        self.rows, self.refused, self.days, self.content = Sink(folder/"rows.parquet"), Sink(folder/"refused.parquet"), {}, Content()
-        self.sources, self.label_sources, self.models, self.torn, self.reasons = Counter(), Counter(), Counter(), Counter(), Counter()
+# %% ../../nbs/log/05_window.ipynb #d14aeac9
+def _window_query(con, fields, request):
+    "SQL of the window's records in order, with their labels; and how many were there twice"
+    _read_view(con, fields, request.card)
+    repeated = _count_repeated(con, request.start, request.end)
+    _label_view(con, request.as_of)
+    records = _records_sql(len(fields), request.start, request.end, repeated)
+    con.execute("create temp table joined as select p.*, y.label as label, y.source as label_source "
+                f"from ({records}) p left join ({NEWEST % 'known_label'}) on c0 = prediction_id")
+    return "from joined order by c1 nulls last, c0 nulls last, source, record", repeated
 
-    def add(self, t):
-        torn, lost = t["torn"].to_numpy(), t["c1"].is_null().to_numpy() | t["c0"].is_null().to_numpy()
-        self.torn.update(t.filter(pa.array(torn))["source"].to_pylist())
-        t = t.filter(pa.array(~torn))
-        _tally(self.sources, t.filter(pa.array(~lost[~torn]))["source"])
-        bad = t["why"].is_valid()
-        if (odd := t.filter(bad)).num_rows: self.refuse(odd)
-        if (good := t.filter(pc.invert(bad))).num_rows: self.accept(good)
-
-    def refuse(self, t):
-        _tally(self.reasons, t["why"])
-        self.refused.add(pa.table(dict(prediction_id=t["c0"], ts=t["c1"], subject=t[f"c{[*self.fields].index('subject')}"], reason=t["why"], record=t["record"], source=t["source"])))
-
-# %% ../../nbs/log/05_window.ipynb #a92af928
-def _tally(counter, column):
-    for x in column.value_counts().to_pylist():
-        if x["values"] is not None: counter[x["values"]] += x["counts"]
-
-# %% ../../nbs/log/05_window.ipynb #dffefe0f
-def _labels(w, t):
-    "Labels of records; one that the task cannot have is counted and left out"
-    y = t["label"].to_numpy(zero_copy_only=False).astype(float)
-    bad = ~np.isnan(y) & ~(np.isin(y, (0, 1)) if w.card.task == "binary" else np.isfinite(y))
-    if n := int(bad.sum()): w.reasons["label: not 0 or 1" if w.card.task == "binary" else "label: infinite"] += n
-    _tally(w.label_sources, t["label_source"])
-    return np.where(bad, np.nan, y)
-
-# %% ../../nbs/log/05_window.ipynb #feebe2cd
-def _accept(w, t):
-    "Records that hold: as they were logged, by day, and as rows of the card"
-    rec = pa.table([t[f"c{i}"].cast(TYPES[k]) for i, k in enumerate(w.fields.values())], names=list(w.fields))
-    for day, part in _by_day(rec):
-        if day not in w.days:
-            for s in w.days.values(): s.close()
-            w.days[day] = Sink(w.folder/f"predictions/date={day}/part.parquet")
-        w.days[day].add(part)
-    for x in rec.group_by(["model", "version", "arm"]).aggregate([([], "count_all")]).to_pylist(): w.models[f"{x['model']} {x['version']} {x['arm']}"] += x["count_all"]
-    df = {w.card.id: rec["prediction_id"].to_pandas(), **({w.card.time: w.time_of(rec["ts"].to_pandas())} if w.card.time else {})}
-    df |= {f: rec[f].to_pandas() for f in card_fields(w.card)}
-    rows, refused = prepare(pd.DataFrame({**df, w.card.target.name: _labels(w, t)}), w.card)
-    if len(refused): raise DataError(f"{len(refused):,} records passed the log's checks and not the card's: {refused.reason.iloc[0]}")
-    w.rows.add(pa.Table.from_pandas(rows, preserve_index=False))
-    w.content.add(rows, w.card.time, w.card.target.name)
-_Window.accept = _accept
-
-# %% ../../nbs/log/05_window.ipynb #aed40411
-def _final(file): return Path(file).name.removesuffix(".open")
-
-# %% ../../nbs/log/05_window.ipynb #48163bab
+# %% ../../nbs/log/05_window.ipynb #54efbb33
 def _pieces(reader):
     "Tables of `GROUP` rows"
-    have, n = [], 0
-    for b in reader:
-        have.append(b); n += b.num_rows
-        while n >= GROUP:
-            t = pa.Table.from_batches(have)
-            yield t.slice(0, GROUP)
-            have, n = t.slice(GROUP).to_batches(), n - GROUP
-    if n: yield pa.Table.from_batches(have)
+    batches, row_count = [], 0
+    for batch in reader:
+        batches.append(batch)
+        row_count += batch.num_rows
+        while row_count >= GROUP:
+            table = pa.Table.from_batches(batches)
+            yield table.slice(0, GROUP)
+            batches = table.slice(GROUP).to_batches()
+            row_count -= GROUP
+    if row_count:
+        yield pa.Table.from_batches(batches)
 
-# %% ../../nbs/log/05_window.ipynb #9ffe6e87
-def _contents(w, open_files, asked):
-    "What `WINDOW.json` says; sources are hashed when all was read"
-    for s in (w.rows, w.refused, *w.days.values()): s.close()
-    used = sorted(set(w.sources) | set(w.label_sources), key=_final)
-    still = sorted({_final(s) for s in used if Path(s).name in open_files})
-    hashes = {_final(s): sha256(Path(s)) for s in used if _final(s) not in still}
-    torn = sum(n for s, n in w.torn.items() if s in used)
-    return {**asked, **w.content.told(), "models": dict(w.models), "refused": dict(w.reasons), "torn": torn, "sources": hashes, "unsealed": still}
+# %% ../../nbs/log/05_window.ipynb #a54ae66b
+class _WindowFiles:
+    "The files of a window, and what is counted while its records come"
+    def __init__(self, folder, fields, card, to_time):
+        self.folder, self.fields, self.card, self.to_time = folder, fields, card, to_time
+        self.rows = Sink(folder/"rows.parquet")
+        self.refused = Sink(folder/"refused.parquet")
+        self.days = {}                  # a Sink for each day
+        self.content = Content()        # of the rows
+        self.sources = Counter()        # records by the log's file
+        self.label_sources = Counter()  # labels by the log's file
+        self.torn = Counter()           # torn lines by the log's file
+        self.models = Counter()         # accepted records by model, version and arm
+        self.reasons = Counter()        # refused records by reason
 
-# %% ../../nbs/log/05_window.ipynb #4cba7f00
-def _checked(name, start, end, partial):
-    "Bounds of a window that may be closed"
-    if not re.fullmatch(r"\w[\w.+-]*", name) or name in ("reference", "train"): raise MlgovError(f"window '{name}': a name is of letters, digits, '-', '+', '.' or '_', and not 'reference' or 'train'")
-    start, end = (moment(start, "start"), moment(end, "end")) if start is not None and end is not None else bounds(name) if start is None and end is None else (None, None)
-    if start is None: raise MlgovError(f"window '{name}': give both start and end, or neither and a name such as 2026-11")
+# %% ../../nbs/log/05_window.ipynb #8f585a4d
+def _tally(counter, column):
+    "Count the values of a column"
+    for entry in column.value_counts().to_pylist():
+        if entry["values"] is not None:
+            counter[entry["values"]] += entry["counts"]
+
+# %% ../../nbs/log/05_window.ipynb #873c9c83
+@patch
+def refuse(self:_WindowFiles, table):
+    "Keep records that cannot be rows"
+    _tally(self.reasons, table["reason"])
+    subject = f"c{[*self.fields].index('subject')}"
+    self.refused.add(pa.table(dict(
+        prediction_id=table["c0"], ts=table["c1"], subject=table[subject], reason=table["reason"],
+        record=table["record"], source=table["source"])))
+
+# %% ../../nbs/log/05_window.ipynb #0b9f069b
+@patch
+def _labels(self:_WindowFiles, table):
+    "Labels of records; NaN where there is none, or none that the task can have"
+    labels = table["label"].to_numpy(zero_copy_only=False).astype(float)
+    binary = self.card.task == "binary"
+    possible = np.isin(labels, (0, 1)) if binary else np.isfinite(labels)
+    bad = ~np.isnan(labels) & ~possible
+    if bad.any():
+        self.reasons["label: not 0 or 1" if binary else "label: infinite"] += int(bad.sum())
+    _tally(self.label_sources, table["label_source"])
+    return np.where(bad, np.nan, labels)
+
+# %% ../../nbs/log/05_window.ipynb #ade0e5ba
+def _by_day(records):
+    "Pieces of records in order of time, by day"
+    days = records["ts"].cast(pa.date32()).to_numpy()
+    cuts = [0, *(np.flatnonzero(days[1:] != days[:-1]) + 1), len(days)]
+    for start, end in pairwise(cuts):
+        yield str(days[start]), records.slice(start, end - start)
+
+# %% ../../nbs/log/05_window.ipynb #539dab2d
+@patch
+def _store_by_day(self:_WindowFiles, records):
+    "Records into the files of their days; a new day finishes the others"
+    for day, part in _by_day(records):
+        if day not in self.days:
+            for sink in self.days.values():
+                sink.close()
+            self.days[day] = Sink(self.folder/f"predictions/date={day}/part.parquet")
+        self.days[day].add(part)
+
+# %% ../../nbs/log/05_window.ipynb #c2593803
+@patch
+def _card_rows(self:_WindowFiles, records, table):
+    "Records as rows of the card, with their labels"
+    card = self.card
+    columns = {card.id: records["prediction_id"].to_pandas()}
+    if card.time:
+        columns[card.time] = self.to_time(records["ts"].to_pandas())
+    columns |= {name: records[name].to_pandas() for name in card_fields(card)}
+    columns[card.target.name] = self._labels(table)
+    rows, refused = prepare(pd.DataFrame(columns), card)
+    if len(refused):
+        raise DataError(f"{len(refused):,} records passed the log's checks and not the card's: "
+                        f"{refused.reason.iloc[0]}")
+    return rows
+
+# %% ../../nbs/log/05_window.ipynb #74725e4e
+@patch
+def accept(self:_WindowFiles, table):
+    "Keep good records: as they were logged, by day, and as rows of the card"
+    columns = [table[f"c{i}"].cast(TYPES[kind]) for i, kind in enumerate(self.fields.values())]
+    records = pa.table(columns, names=list(self.fields))
+    self._store_by_day(records)
+    for entry in records.group_by(["model", "version", "arm"]).aggregate([([], "count_all")]).to_pylist():
+        self.models[f"{entry['model']} {entry['version']} {entry['arm']}"] += entry["count_all"]
+    rows = self._card_rows(records, table)
+    self.rows.add(pa.Table.from_pandas(rows, preserve_index=False))
+    self.content.add_rows(rows, self.card.time, self.card.target.name)
+
+# %% ../../nbs/log/05_window.ipynb #e156564a
+@patch
+def add(self:_WindowFiles, table):
+    "Take in a piece of the query's answer"
+    torn = table["torn"].to_numpy()
+    homeless = table["c1"].is_null().to_numpy() | table["c0"].is_null().to_numpy()
+    self.torn.update(table.filter(pa.array(torn))["source"].to_pylist())
+    table = table.filter(pa.array(~torn))
+    _tally(self.sources, table.filter(pa.array(~homeless[~torn]))["source"])
+    is_refused = table["reason"].is_valid()
+    refused, accepted = table.filter(is_refused), table.filter(pc.invert(is_refused))
+    if refused.num_rows:
+        self.refuse(refused)
+    if accepted.num_rows:
+        self.accept(accepted)
+
+# %% ../../nbs/log/05_window.ipynb #463d5181
+def _final(file):
+    "The name of a file of the log once it is sealed"
+    return Path(file).name.removesuffix(".open")
+
+# %% ../../nbs/log/05_window.ipynb #3e2dd447
+@patch
+def finish(self:_WindowFiles, asked, open_files):
+    "Close the files; what `WINDOW.json` says. Sources are hashed now that all was read"
+    for sink in (self.rows, self.refused, *self.days.values()):
+        sink.close()
+    used = sorted(set(self.sources) | set(self.label_sources), key=_final)
+    unsealed = sorted({_final(source) for source in used if Path(source).name in open_files})
+    hashes = {_final(source): sha256(Path(source)) for source in used if _final(source) not in unsealed}
+    return {**asked, **self.content.summary(), "models": dict(self.models), "refused": dict(self.reasons),
+            "torn": sum(n for source, n in self.torn.items() if source in used),
+            "sources": hashes, "unsealed": unsealed}
+
+# %% ../../nbs/log/05_window.ipynb #dbfdd47c
+@dataclass(frozen=True)
+class _Request:
+    "What is asked for"
+    card: Card
+    name: str
+    start: pd.Timestamp
+    end: pd.Timestamp
+    partial: bool                       # has not ended
+    as_of: pd.Timestamp | None          # labels received up to this moment
+    like: Path | None                   # a historical window
+    wait: float                         # seconds that writers have to seal
+    progress: object                    # called with numbers of records, or None
+
+# %% ../../nbs/log/05_window.ipynb #35b36cd7
+@patch
+def asked(self:_Request):
+    "What was asked for, as in `WINDOW.json`"
+    card = self.card
+    columns = dict(id=card.id, time=card.time, target=card.target.name)
+    return dict(name=self.name, card=card.name, columns=columns, start=_iso(self.start), end=_iso(self.end),
+                as_of=_iso(self.as_of), partial=self.partial)
+
+# %% ../../nbs/log/05_window.ipynb #4d9587e8
+def _check_name(name):
+    "A window's name becomes the name of a folder"
+    if not re.fullmatch(r"\w[\w.+-]*", name) or name in ("reference", "train"):
+        raise MlgovError(f"window '{name}': a name is of letters, digits, '-', '+', '.' or '_', "
+                         "and not 'reference' or 'train'")
+
+# %% ../../nbs/log/05_window.ipynb #3aa6e4a9
+def _stated_bounds(name, start, end):
+    "Start and end as they were given, or as the name says"
+    if start is None and end is None: return bounds(name)
+    if start is None or end is None:
+        raise MlgovError(f"window '{name}': give both start and end, or neither and a name such as 2026-11")
+    return moment(start, "start"), moment(end, "end")
+
+# %% ../../nbs/log/05_window.ipynb #7fbfeab4
+def _checked_bounds(name, start, end, partial):
+    "Start and end of a window that may be closed, and whether it has not ended yet"
+    _check_name(name)
+    start, end = _stated_bounds(name, start, end)
     if start >= end: raise MlgovError(f"window '{name}': it ends ({_iso(end)}) before it starts ({_iso(start)})")
     now = pd.Timestamp.now(timezone.utc).tz_localize(None)
-    if end > now and not partial: raise MlgovError(f"window '{name}' ends at {_iso(end)}, which is yet to come: more predictions will belong to it; close it then, or say partial")
-    if pd.Timedelta(0) <= now - end < pd.Timedelta(seconds=1): time.sleep(1)      # a record of the last moment is being written
+    if end > now and not partial:
+        raise MlgovError(f"window '{name}' ends at {_iso(end)}, which is in the future: more predictions will belong "
+                         "to it; close it then, or use --partial")
+    if pd.Timedelta(0) <= now - end < pd.Timedelta(seconds=1):
+        time.sleep(1)
     return start, end, bool(end > now)
 
-# %% ../../nbs/log/05_window.ipynb #9e8b1930
-def _shrunk(old, new, replace):
-    "Refuse to replace a window by one of fewer rows"
-    if old and not replace and (old["start"], old["end"]) == (new["start"], new["end"]) and new["rows"] < old["rows"]:
-        raise MlgovError(f"window '{new['name']}': it was closed with {old['rows']:,} rows, and the log holds {new['rows']:,} of them now (records expire, and files are lost); the closed one is kept. Say replace to replace it")
+# %% ../../nbs/log/05_window.ipynb #b6efe326
+def _check_not_smaller(old, new, replace):
+    "Do not replace a window by one of fewer rows"
+    if not old or replace or new["rows"] >= old["rows"]: return
+    if (old["start"], old["end"]) != (new["start"], new["end"]): return
+    raise MlgovError(f"window '{new['name']}': it was closed with {old['rows']:,} rows, and the log now holds "
+                     f"{new['rows']:,} of them (records expire, and files are lost); the closed window is kept. "
+                     "Use --replace to replace it")
 
-# %% ../../nbs/log/05_window.ipynb #d2f82ef5
-def _close(folder, card, to, asked, start, end, as_of, like, old, replace, wait, progress):
-    "Fill the folder `to`"
-    have = existing_segments(folder)
-    mine = dict(predictions=_near([s for s in have if s.kind == "predictions"], start, end), labels=_near([s for s in have if s.kind == "labels"], start, as_of))
-    ask_to_seal(folder, {s.file.name for v in mine.values() for s in v if s.state == "live"}, wait)
-    names, have = {_final(s.file) for v in mine.values() for s in v}, segments(folder)
+# %% ../../nbs/log/05_window.ipynb #e3942422
+def _nothing_there(request, reasons):
+    "The error for a window without a row"
+    asked = request.asked()
+    refused = ""
+    if reasons:
+        refused = f" that fits the card; {sum(reasons.values()):,} were refused: {', '.join(reasons)}"
+    return MlgovError(f"window '{asked['name']}': the log holds no prediction between {asked['start']} "
+                      f"and {asked['end']}{refused}")
+
+# %% ../../nbs/log/05_window.ipynb #c275f1bd
+def _window_segments(folder, request):
+    "Files of the log that can hold the window, after their writers were asked to seal them"
+    infos = existing_segments(folder)
+    near = [info for info in infos if info.kind == "predictions" and _can_hold(info, request.start, request.end)]
+    near += [info for info in infos if info.kind == "labels" and _can_hold(info, request.start, request.as_of)]
+    ask_to_seal(folder, {info.file.name for info in near if info.state == "live"}, request.wait)
+    names = {_final(info.file) for info in near}
+    return [info for info in segments(folder) if _final(info.file) in names]
+
+# %% ../../nbs/log/05_window.ipynb #c4511e79
+def _collect(con, infos, to, request):
+    "Write the window's records into its files; the files, and how many records were there twice"
+    for kind in KINDS:
+        lines_view(con, [info for info in infos if info.kind == kind], f"{kind}_lines")
+    fields = _window_fields(con, request.card, request.start, request.end)
+    query, repeated = _window_query(con, fields, request)
+    files = _WindowFiles(to, fields, request.card, _time_converter(request.card, request.like))
+    for table in _pieces(con.sql(query).to_arrow_reader(GROUP)):
+        files.add(table)
+        if request.progress:
+            request.progress(table.num_rows)
+    return files, repeated
+
+# %% ../../nbs/log/05_window.ipynb #ce4f6902
+def _fill(folder, to, request, old, replace):
+    "Fill the folder `to` with the window; what its WINDOW.json says"
+    infos = _window_segments(folder, request)
     with tempfile.TemporaryDirectory(prefix="mlgov-close-") as spill, open_engine(spill, "1GB") as con:
         try:
-            for k in KINDS: lines_view(con, [s for s in have if s.kind == k and _final(s.file) in names], f"{k}_lines")
-            fields = _window_fields(con, card, start, end)
-            query, twice = _window_query(con, fields, card, start, end, as_of)
-            w = _Window(to, fields, card, _time_of(card, like))
-            for t in _pieces(con.sql(query).to_arrow_reader(GROUP)):
-                w.add(t)
-                if progress: progress(t.num_rows)
-        except (duckdb.Error, pa.ArrowException) as e: raise unreadable_log(e) from None
-    if not w.content.rows: raise MlgovError(f"window '{asked['name']}': the log holds no prediction between {asked['start']} and {asked['end']}" + (f" that holds against the card; {sum(w.reasons.values()):,} were refused: {', '.join(w.reasons)}" if w.reasons else ""))
-    info = _contents(w, {s.file.name for s in have if s.state != "sealed"}, {**asked, "twice": twice})
-    _shrunk(old, info, replace)
-    write_json(to/"WINDOW.json", info, None)
-    return info
+            files, repeated = _collect(con, infos, to, request)
+        except (duckdb.Error, pa.ArrowException) as error:
+            raise unreadable_log(error) from None
+    if not files.content.rows: raise _nothing_there(request, files.reasons)
+    open_files = {info.file.name for info in infos if info.state != "sealed"}
+    account = files.finish({**request.asked(), "twice": repeated}, open_files)
+    _check_not_smaller(old, account, replace)
+    write_json(to/"WINDOW.json", account, None)
+    return account
 
-# %% ../../nbs/log/05_window.ipynb #25f72202
+# %% ../../nbs/log/05_window.ipynb #6e325cbc
 def close_window(
     folder:Path, # The log's folder
     card:Card, # Of the model whose predictions they are
@@ -317,17 +571,20 @@ def close_window(
     progress=None, # Called with the number of records, again and again
 )->dict: # What WINDOW.json says
     "Close a window of the log into `<out>/<name>/`"
-    start, end, early = _checked(name, start, end, partial)
+    start, end, early = _checked_bounds(name, start, end, partial)
     as_of = None if as_of is None else moment(as_of, "as_of")
-    asked = dict(name=name, card=card.name, columns=dict(id=card.id, time=card.time, target=card.target.name), start=_iso(start), end=_iso(end), as_of=_iso(as_of), partial=early)
-    args = (folder, card), (asked, start, end, as_of, like, read_window(f"{out}/{name}"), replace, wait, progress)
+    request = _Request(card, name, start, end, early, as_of, like, wait, progress)
+    old = read_window(f"{out}/{name}")
     existing_segments(folder)
     with held(folder, alone=False):
-        try: adopt(folder)
-        except LogError: pass        # a log that may only be read is read as it is
+        try:
+            adopt(folder)
+        except LogError:
+            pass        # A log that may only be read is read as it is
         if "://" not in str(out):
-            with atomic_dir(Path(out)/name) as to: return _close(*args[0], to, *args[1])
-        with tempfile.TemporaryDirectory(prefix="mlgov-window-") as d:
-            info = _close(*args[0], Path(d)/"w", *args[1])
-            send_window(Path(d)/"w", f"{out}/{name}")
-            return info
+            with atomic_dir(Path(out)/name) as to:
+                return _fill(folder, to, request, old, replace)
+        with tempfile.TemporaryDirectory(prefix="mlgov-window-") as temporary:
+            account = _fill(folder, Path(temporary)/"w", request, old, replace)
+            send_window(Path(temporary)/"w", f"{out}/{name}")
+            return account

@@ -270,7 +270,8 @@ def _train_network(net, p, objective, train, valid, seed, step):
     import torch
     X, _, _ = train
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=p["learning_rate"], weight_decay=p["weight_decay"])
+    rates = dict(lr=p["learning_rate"], weight_decay=p["weight_decay"])
+    optimiser = torch.optim.AdamW(net.parameters(), fused=True, **rates)      # exact square roots: see `kernels`
     curve = []
     for _ in range(p["epochs"]):
         order = torch.randperm(len(X), generator=generator).to(X.device)

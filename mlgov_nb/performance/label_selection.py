@@ -5,18 +5,32 @@
 # %% auto #0
 __all__ = ['SELECTED', 'label_selection', 'marked']
 
-# %% ../../nbs/performance/04_label_selection.ipynb #fe4f7af8
+# %% ../../nbs/performance/04_label_selection.ipynb #9599ca67
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from ..model.encoding import pooled_codes
 from .estimate import watched
-from ..stats.measures import measure
+from ..stats.measures import Measure, measure
 from ..stats.two_sample import domain_classifier
 
-# %% ../../nbs/performance/04_label_selection.ipynb #72caba63
+# %% ../../nbs/performance/04_label_selection.ipynb #297c6cb1
 SELECTED = 0.55      # the AUC from which labelled rows are called unlike the rest
 
+def _selection_note(labelled, test):
+    "The classifier's result in words"
+    if test.auc >= SELECTED and test.p < 0.01:
+        names = ", ".join(name for name, drop in list(test.drops.items())[:2] if drop > 0.005)
+        result, by = "they are not like the rest", f", by {names}" if names else ""
+    else:
+        alike = test.high < SELECTED + 0.05
+        result = "by their inputs they are like the rest" if alike else "too few to tell whether they are like the rest"
+        by = ""
+    return f"{labelled:.0%} of the rows have a label, and {result} (told apart with AUC {test.auc:.2f}{by})"
+
+# %% ../../nbs/performance/04_label_selection.ipynb #a52959d6
 def label_selection(
     df:pd.DataFrame, # Prepared rows
     columns, # Anything with lists `numeric` and `categorical`, such as a card
@@ -24,25 +38,26 @@ def label_selection(
     y:np.ndarray, # Target, NaN where unlabelled
     min_n:int=30, # Fewer rows on one side: cannot tell
     seed:int=0, # For the classifier
-)->dict: # Measure `label_selection`: the AUC, with a note in words
+)->Measure: # `label_selection`: the AUC, with a note in words
     "Test whether labelled rows are like the rest"
     known = ~np.isnan(y)
-    n, k = len(y), int(known.sum())
-    if k == n: return {**measure("label_selection", "all rows", 0.5, n, 0.5, 0.5), "note": "every row has a label"}
-    if k < max(min_n, 8) or n - k < max(min_n, 8): return {**measure("label_selection", "all rows", None, n), "note": f"cannot tell: {k:,} rows with a label, {n - k:,} without"}
-    enc, A, B = pooled_codes(watched(columns), df[known], df[~known])
-    d = domain_classifier(np.c_[A, score[known]], np.c_[B, score[~known]], [*enc.features, "score"], seed)
-    by = ", ".join(f for f, v in list(d.drops.items())[:2] if v > 0.005)
-    unlike = d.auc >= SELECTED and d.p < 0.01
-    said = "they are not like the rest" if unlike else "by their inputs they are like the rest" if d.high < SELECTED + 0.05 else "too few to tell whether they are like the rest"
-    note = f"{k / n:.0%} of the rows have a label, and {said} (told apart with AUC {d.auc:.2f}{f', by {by}' if unlike and by else ''})"
-    return {**measure("label_selection", "all rows", d.auc, n, d.low, d.high), "note": note}
+    n, labelled = len(y), int(known.sum())
+    if labelled == n: return measure("label_selection", "all rows", 0.5, n, 0.5, 0.5, "every row has a label")
+    if min(labelled, n - labelled) < max(min_n, 8):
+        note = f"cannot tell: {labelled:,} rows with a label, {n - labelled:,} without"
+        return measure("label_selection", "all rows", None, n, note=note)
+    encoder, with_label, without = pooled_codes(watched(columns), df[known], df[~known])
+    sides = np.c_[with_label, score[known]], np.c_[without, score[~known]]
+    test = domain_classifier(*sides, [*encoder.features, "score"], seed)
+    return measure("label_selection", "all rows", test.auc, n, test.low, test.high, _selection_note(labelled / n, test))
 
-# %% ../../nbs/performance/04_label_selection.ipynb #7ec27bd6
+# %% ../../nbs/performance/04_label_selection.ipynb #3a17ddce
 def marked(
-    measures:list[dict], # Quality measures from labels
-    selection:dict, # From `label_selection`
-)->list[dict]: # The same, with a note where the labelled rows are not like the rest
-    "Note on measures that they speak of a part that is not like the rest"
-    if "not like" not in selection["note"]: return measures
-    return [m if m["value"] is None or m["name"] == "label_coverage" else {**m, "note": "on labelled rows, which are not like the rest"} for m in measures]
+    measures:list[Measure], # Quality measures from labels
+    selection:Measure, # From `label_selection`
+)->list[Measure]: # The same, with a note where the labelled rows are not like the rest
+    "Note on measures that the labelled rows are not like the rest"
+    if "not like" not in selection.note: return measures
+    note = "on labelled rows, which are not like the rest"
+    exempt = [m.value is None or m.name == "label_coverage" for m in measures]
+    return [m if free else replace(m, note=note) for m, free in zip(measures, exempt)]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'FOLDS', 'MAX_ROWS', 'MAX_WINDOW', 'one_thread', 'score_spline', 'boosted_classifier', 'outcome_models',
-           'outcome_log_odds', 'error_models', 'expected_errors']
+           'outcome_log_odds', 'error_terms', 'error_models', 'expected_errors']
 
-# %% ../../nbs/performance/01_outcome_models.ipynb #d37e101f
+# %% ../../nbs/performance/01_outcome_models.ipynb #553d8a7c
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression
@@ -14,56 +14,115 @@ from threadpoolctl import threadpool_limits
 
 from ..stats.quality import log_odds
 
-# %% ../../nbs/performance/01_outcome_models.ipynb #3eaa8f4a
+# %% ../../nbs/performance/01_outcome_models.ipynb #e4eee663
 GROUPS, FOLDS = 10, 5                          # jackknife groups; parts of a cross-fit
 MAX_ROWS, MAX_WINDOW = 50_000, 200_000         # rows of the reference, and of a window, that models look at
 
-def score_spline(score, knots):
+# %% ../../nbs/performance/01_outcome_models.ipynb #a1092eef
+def score_spline(
+    score:np.ndarray, # Scores
+    knots:np.ndarray, # Where the line may bend, in log-odds
+)->np.ndarray: # Rows x (1 + knots)
+    "Columns of a piecewise linear function of the score's log-odds"
     x = log_odds(score)
-    return np.c_[x, *(np.maximum(x - k, 0) for k in knots)]
+    return np.c_[x, *(np.maximum(x - knot, 0) for knot in knots)]
 
-# %% ../../nbs/performance/01_outcome_models.ipynb #c987c81d
-one_thread = threadpool_limits.wrap(limits=1, user_api="openmp")     # so small a fit gains nothing from a second thread, and beside a busy neighbour waits a hundred times as long for it
+# %% ../../nbs/performance/01_outcome_models.ipynb #8cb64383
+one_thread = threadpool_limits.wrap(limits=1, user_api="openmp")
 
+# %% ../../nbs/performance/01_outcome_models.ipynb #fe5f3a67
 @one_thread
-def boosted_classifier(X, y, seed, weight=None):
+def boosted_classifier(
+    X:np.ndarray, # Inputs, NaN where missing
+    y:np.ndarray, # Classes
+    seed:int, # For the fit
+    weight:np.ndarray|None=None, # Of each row
+)->HistGradientBoostingClassifier: # Fitted
     "A small boosted classifier"
-    return HistGradientBoostingClassifier(max_iter=40, max_leaf_nodes=8, learning_rate=0.08, min_samples_leaf=20, l2_regularization=1.0, early_stopping=False, random_state=seed).fit(X, y, sample_weight=weight)
+    model = HistGradientBoostingClassifier(
+        max_iter=40, max_leaf_nodes=8, learning_rate=0.08, min_samples_leaf=20, l2_regularization=1.0,
+        early_stopping=False, random_state=seed)
+    return model.fit(X, y, sample_weight=weight)
 
-# %% ../../nbs/performance/01_outcome_models.ipynb #462b50a7
+# %% ../../nbs/performance/01_outcome_models.ipynb #eeb1ddbd
 @one_thread
 def _cross_fit(group, fit, predict, width):
-    "Models that have not seen a fifth of the rows each, and their answers for these rows"
+    "Models that have not seen a fifth of the rows each, and their predictions for these rows"
     out, models = np.empty((len(group), width)), []
-    for k in range(FOLDS):
-        models.append(fit(group % FOLDS != k))
-        out[group % FOLDS == k] = predict(models[-1], group % FOLDS == k)
+    for fold in range(FOLDS):
+        held_out = group % FOLDS == fold
+        models.append(fit(~held_out))
+        out[held_out] = predict(models[-1], held_out)
     return models, out
 
-# %% ../../nbs/performance/01_outcome_models.ipynb #3efc1517
-def outcome_models(Z, X, score, y, group, seed):
-    "Linear and boosted models of the outcome; log-odds"
-    A, B = np.c_[X, log_odds(score)], np.c_[Z, log_odds(score)]
-    def fit(at): return LogisticRegression(C=0.3, max_iter=300).fit(A[at], y[at]), boosted_classifier(B[at], y[at], seed)
-    return _cross_fit(group, fit, lambda m, at: np.c_[m[0].decision_function(A[at]), m[1].decision_function(B[at])], 2)
+# %% ../../nbs/performance/01_outcome_models.ipynb #eafef776
+def outcome_models(
+    Z:np.ndarray, # Codes of the rows
+    X:np.ndarray, # Their design matrix, for the linear model
+    score:np.ndarray, # Their scores
+    y:np.ndarray, # Outcomes, 0 or 1
+    group:np.ndarray, # Jackknife group of each row
+    seed:int, # For the fits
+)->tuple[list, np.ndarray]: # Five pairs of models, and their predictions for rows they have not seen, in log-odds
+    "Linear and boosted models of the outcome"
+    linear_inputs, boosted_inputs = np.c_[X, log_odds(score)], np.c_[Z, log_odds(score)]
 
-# %% ../../nbs/performance/01_outcome_models.ipynb #392b6bae
+    def fit(at):
+        linear = LogisticRegression(C=0.3, max_iter=300).fit(linear_inputs[at], y[at])
+        return linear, boosted_classifier(boosted_inputs[at], y[at], seed)
+
+    def predict(models, at): return _log_odds_of(models, linear_inputs[at], boosted_inputs[at])
+    return _cross_fit(group, fit, predict, 2)
+
+# %% ../../nbs/performance/01_outcome_models.ipynb #d17b0426
+def _log_odds_of(models, linear_inputs, boosted_inputs):
+    "Predictions of a linear and a boosted model, side by side"
+    linear, boosted = models
+    return np.c_[linear.decision_function(linear_inputs), boosted.decision_function(boosted_inputs)]
+
+# %% ../../nbs/performance/01_outcome_models.ipynb #687ef29b
 @one_thread
-def outcome_log_odds(models, Z, X, score):
-    "The models' mean answers for other rows"
-    A, B = np.c_[X, log_odds(score)], np.c_[Z, log_odds(score)]
-    return np.mean([np.c_[a.decision_function(A), b.decision_function(B)] for a, b in models], axis=0)
+def outcome_log_odds(
+    models:list, # From `outcome_models`
+    Z:np.ndarray, # Codes of other rows
+    X:np.ndarray, # Their design matrix
+    score:np.ndarray, # Their scores
+)->np.ndarray: # Rows x 2: linear and boosted, in log-odds
+    "The models' mean predictions for other rows"
+    linear_inputs, boosted_inputs = np.c_[X, log_odds(score)], np.c_[Z, log_odds(score)]
+    return np.mean([_log_odds_of(pair, linear_inputs, boosted_inputs) for pair in models], axis=0)
 
-# %% ../../nbs/performance/01_outcome_models.ipynb #18644710
-def error_models(Z, score, error, group, seed):
-    "Boosted models of the error, its size and its square; their answers"
-    T, B = np.c_[error, np.abs(error), error**2], np.c_[Z, score]
-    def fit(at): return [HistGradientBoostingRegressor(max_iter=100, early_stopping=False, random_state=seed).fit(B[at], t[at]) for t in T.T]
-    return _cross_fit(group, fit, lambda m, at: expected_errors([m], B[at]), 3)
+# %% ../../nbs/performance/01_outcome_models.ipynb #851d1917
+def error_terms(
+    error:np.ndarray, # Errors
+)->np.ndarray: # Rows x 3: the error, its size and its square
+    "What is predicted of an error"
+    return np.c_[error, np.abs(error), error**2]
 
-# %% ../../nbs/performance/01_outcome_models.ipynb #77e6f6f5
+# %% ../../nbs/performance/01_outcome_models.ipynb #c870c355
+def error_models(
+    Z:np.ndarray, # Codes of the rows
+    score:np.ndarray, # Their predictions
+    error:np.ndarray, # Their errors
+    group:np.ndarray, # Jackknife group of each row
+    seed:int, # For the fits
+)->tuple[list, np.ndarray]: # Five triples of models, and their predictions for rows they have not seen
+    "Boosted models of the error, its size and its square"
+    inputs, targets = np.c_[Z, score], error_terms(error)
+
+    def fit(at):
+        model = dict(max_iter=100, early_stopping=False, random_state=seed)
+        return [HistGradientBoostingRegressor(**model).fit(inputs[at], target[at]) for target in targets.T]
+
+    def predict(models, at): return expected_errors([models], inputs[at])
+    return _cross_fit(group, fit, predict, 3)
+
+# %% ../../nbs/performance/01_outcome_models.ipynb #49b789a2
 @one_thread
-def expected_errors(models, B):
-    "The models' mean answers"
-    e, a, s = np.mean([[m.predict(B) for m in three] for three in models], axis=0)
-    return np.c_[e, np.maximum(a, 0), np.maximum(s, 0)]
+def expected_errors(
+    models:list, # From `error_models`
+    inputs:np.ndarray, # Codes and predictions of the rows, side by side
+)->np.ndarray: # Rows x 3: error, size and square, the latter two not below zero
+    "The models' mean predictions"
+    error, size, square = np.mean([[model.predict(inputs) for model in triple] for triple in models], axis=0)
+    return np.c_[error, np.maximum(size, 0), np.maximum(square, 0)]

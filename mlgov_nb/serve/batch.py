@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ANSWER', 'open_scorer', 'stream', 'score_file']
 
-# %% ../../nbs/serve/07_batch.ipynb #04686240
+# %% ../../nbs/serve/07_batch.ipynb #04f4784c
 import csv
 import glob
 import io
@@ -32,177 +32,291 @@ from .scoring import EMPTY, Release, Scorer, elapsed_ms, hashed_subject, load_re
 from .scoring import strange_value
 from ..settings import MlgovError, ServiceSettings
 
-# %% ../../nbs/serve/07_batch.ipynb #560b27b9
+# %% ../../nbs/serve/07_batch.ipynb #08837808
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_LARGEST = 1.7e308
 
-def _parsed(a):
+# %% ../../nbs/serve/07_batch.ipynb #6beaf882
+def _parsed(texts):
     "Texts as numbers; null where one is none"
-    try: return pc.cast(a, pa.float64())
-    except pa.ArrowInvalid: a = pc.utf8_trim_whitespace(a)
-    return pc.cast(pc.if_else(pc.match_substring_regex(a, _NUMBER), a, pa.scalar(None, a.type)), pa.float64())
+    try:
+        return pc.cast(texts, pa.float64())
+    except pa.ArrowInvalid:
+        texts = pc.utf8_trim_whitespace(texts)
+    is_number = pc.match_substring_regex(texts, _NUMBER)
+    return pc.cast(pc.if_else(is_number, texts, pa.scalar(None, texts.type)), pa.float64())
 
-# %% ../../nbs/serve/07_batch.ipynb #e7afbef4
-def _numbers(a):
-    "A column as float64, NaN for missing; and where there is something that is no finite number"
-    if pa.types.is_dictionary(a.type): a = a.dictionary_decode()
-    if pa.types.is_decimal(a.type): a = a.cast(pa.string())      # a decimal's digits are read like text, without a detour
-    text = holds_text(a.type)
-    x = (_parsed(a) if text else pc.cast(a, pa.float64(), safe=False)).to_numpy(zero_copy_only=False)
-    bad = a.is_valid().to_numpy(zero_copy_only=False) & ~(np.abs(x) <= 1.7e308) if text else np.abs(x) > 1.7e308
-    return (np.where(bad, np.nan, x) if bad.any() else x), bad
+# %% ../../nbs/serve/07_batch.ipynb #0f20acdd
+def _numbers(column):
+    "A column as float64 with NaN for missing, and where it holds something that is not a finite number"
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.string())      # a decimal's digits are read as text
+    is_text = holds_text(column.type)
+    numbers = _parsed(column) if is_text else pc.cast(column, pa.float64(), safe=False)
+    numbers = numbers.to_numpy(zero_copy_only=False)
+    if is_text:
+        bad = column.is_valid().to_numpy(zero_copy_only=False) & ~(np.abs(numbers) <= _LARGEST)
+    else:
+        bad = np.abs(numbers) > _LARGEST
+    return (np.where(bad, np.nan, numbers) if bad.any() else numbers), bad
 
-# %% ../../nbs/serve/07_batch.ipynb #cec64b96
-def _texts(a):
+# %% ../../nbs/serve/07_batch.ipynb #e804174b
+def _texts(column):
     "A column as positions (-1: missing) in an array of distinct texts"
-    if pa.types.is_dictionary(a.type) and len(a.dictionary) > len(a): a = a.dictionary_decode()      # Parquet hands over all texts of a row group
-    if not pa.types.is_dictionary(a.type): a = (a.cast(pa.string()) if pa.types.is_null(a.type) else a).dictionary_encode()
-    v = a.dictionary
-    v = v.cast(pa.string()) if holds_text(v.type) else pa.Array.from_pandas(as_category(v.to_pandas()), type=pa.string())
-    at = a.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
-    if v.null_count: at = np.append(np.where(v.is_valid().to_numpy(zero_copy_only=False), np.arange(len(v)), -1), -1)[at]
-    return at, v
+    if pa.types.is_dictionary(column.type) and len(column.dictionary) > len(column):
+        column = column.dictionary_decode()
+    if pa.types.is_null(column.type):
+        column = column.cast(pa.string())
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    texts = _as_texts(column.dictionary)
+    positions = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
+    if texts.null_count:
+        present = texts.is_valid().to_numpy(zero_copy_only=False)
+        positions = np.append(np.where(present, np.arange(len(texts)), -1), -1)[positions]
+    return positions, texts
 
-# %% ../../nbs/serve/07_batch.ipynb #4dcd752a
-def _said(where, keys, say):
-    "What `say` makes of each key where `where` holds, null elsewhere; `say` is asked once per distinct key"
-    distinct, at = np.unique(keys[where], return_inverse=True)
-    full = np.zeros(len(where), np.intp)
-    full[where] = at
-    return pa.array([say(k) for k in distinct.tolist()], pa.string()).take(pa.array(full, mask=~where))
+# %% ../../nbs/serve/07_batch.ipynb #17a57af6
+def _as_texts(distinct):
+    "Distinct values as training would have named them"
+    if holds_text(distinct.type): return distinct.cast(pa.string())
+    return pa.Array.from_pandas(as_category(distinct.to_pandas()), type=pa.string())
 
-# %% ../../nbs/serve/07_batch.ipynb #61bbc90e
+# %% ../../nbs/serve/07_batch.ipynb #d480ed3f
 @dataclass(slots=True)
 class _Chunk:
-    "Rows as codes, as the log keeps them, and what is to be said of them"
-    Z: np.ndarray
-    kept: dict = field(default_factory=dict)       # column of the record: values
-    faults: list = field(default_factory=list)     # values that cannot be
-    refusals: list = field(default_factory=list)   # values that the card or the service refuses
+    "Rows as codes and as the log keeps them, and the messages about them"
+    codes: np.ndarray
+    record: dict = field(default_factory=dict)     # column of the record: values
+    faults: list = field(default_factory=list)     # each a column of messages, null where there is none
+    refusals: list = field(default_factory=list)
     warnings: list = field(default_factory=list)
-    odd: dict = field(default_factory=dict)        # feature: where its value is strange
+    strange: dict = field(default_factory=dict)    # feature: where its value is strange
 
-# %% ../../nbs/serve/07_batch.ipynb #b3ba5e19
-def _fault(schema, name, v): return f"`{name}` is {kind_in_words(v)}; expected {expected(schema, name)}"
+# %% ../../nbs/serve/07_batch.ipynb #51fe9225
+def _messages(where, keys, message_of):
+    "The message of each row's key where `where` is true, null elsewhere; `message_of` is called once per distinct key"
+    distinct, places = np.unique(keys[where], return_inverse=True)
+    all_places = np.zeros(len(where), np.intp)
+    all_places[where] = places
+    texts = pa.array([message_of(key) for key in distinct.tolist()], pa.string())
+    return texts.take(pa.array(all_places, mask=~where))
 
-# %% ../../nbs/serve/07_batch.ipynb #4bcf3f86
-def _number_column(scorer, j, a, c):
-    "Codes, record and words of a numeric feature"
-    schema = scorer.schema
-    x, bad = _numbers(a)
+# %% ../../nbs/serve/07_batch.ipynb #1f07d857
+def _same_message(where, message):
+    "One message for all rows where `where` is true, null elsewhere"
+    def always(key): return message
+    return _messages(where, np.zeros(len(where), int), always)
+
+# %% ../../nbs/serve/07_batch.ipynb #91b79ae8
+def _fault(schema, name, value):
+    "The message about a value that its column cannot hold, as in a request"
+    return f"`{name}` is {kind_in_words(value)}; expected {expected(schema, name)}"
+
+# %% ../../nbs/serve/07_batch.ipynb #121e3518
+def _read_number(scorer, index, column, chunk):
+    "Add codes, record and messages of a numeric feature"
+    name = scorer.schema.names[index]
+    numbers, bad = _numbers(column)
     if bad.any():
-        if holds_text(a.type) or pa.types.is_dictionary(a.type):
-            at, v = _texts(a)
-            c.faults.append(_said(bad, at, lambda i: _fault(schema, schema.names[j], v[i].as_py())))
-        else: c.faults.append(_said(bad, np.zeros(len(a), int), lambda _: _fault(schema, schema.names[j], np.inf)))
-    c.Z[:, j] = x
-    c.kept[schema.names[j]] = pa.array(x, from_pandas=True)
-    _odd_column(scorer, j, (x < scorer.low[j]) | (x > scorer.high[j]), x, lambda v: v, c)
+        chunk.faults.append(_number_faults(scorer.schema, name, column, bad))
+    chunk.codes[:, index] = numbers
+    chunk.record[name] = pa.array(numbers, from_pandas=True)
+    strange = (numbers < scorer.low[index]) | (numbers > scorer.high[index])
+    if strange.any():
+        _add_strange(scorer, index, strange, numbers, None, chunk)
 
-# %% ../../nbs/serve/07_batch.ipynb #1ac73c5d
-def _text_column(scorer, j, a, c):
-    "Codes, record and words of a categorical feature"
-    name = scorer.schema.names[j]
-    at, v = _texts(a)
-    bad = _long(scorer, name, at, v, c)
-    code = np.append(pc.index_in(v, pa.array(scorer.art.encoder.categories[name], pa.string())).to_numpy(zero_copy_only=False).astype(float), np.nan)
-    c.Z[:, j] = code[at]
-    c.kept[name] = v.take(pa.array(at, mask=at < 0))
-    _odd_column(scorer, j, np.isnan(c.Z[:, j]) & (at >= 0) & ~bad, at, lambda i: v[i].as_py(), c)
+# %% ../../nbs/serve/07_batch.ipynb #4447ae9e
+def _number_faults(schema, name, column, bad):
+    "Messages about values that are not finite numbers"
+    if not holds_text(column.type) and not pa.types.is_dictionary(column.type):
+        return _same_message(bad, _fault(schema, name, np.inf))
+    positions, texts = _texts(column)
+    def message_of(position): return _fault(schema, name, texts[position].as_py())
+    return _messages(bad, positions, message_of)
 
-# %% ../../nbs/serve/07_batch.ipynb #4fccff93
-def _long(scorer, name, at, v, c):
-    "Where a text is too long"
-    bad = np.append(pc.fill_null(pc.greater(pc.utf8_length(v), MAX_TEXT), False).to_numpy(zero_copy_only=False), False)[at]
-    if bad.any(): c.faults.append(_said(bad, at, lambda i: _fault(scorer.schema, name, v[i].as_py())))
-    return bad
+# %% ../../nbs/serve/07_batch.ipynb #86581e61
+def _read_category(scorer, index, column, chunk):
+    "Add codes, record and messages of a categorical feature"
+    name = scorer.schema.names[index]
+    positions, texts = _texts(column)
+    too_long = _add_too_long(scorer, name, positions, texts, chunk)
+    known = pa.array(scorer.art.encoder.categories[name], pa.string())
+    code_of_text = pc.index_in(texts, known).to_numpy(zero_copy_only=False).astype(float)
+    chunk.codes[:, index] = np.append(code_of_text, np.nan)[positions]
+    chunk.record[name] = texts.take(pa.array(positions, mask=positions < 0))
+    strange = np.isnan(chunk.codes[:, index]) & (positions >= 0) & ~too_long
+    if strange.any():
+        _add_strange(scorer, index, strange, positions, texts, chunk)
 
-# %% ../../nbs/serve/07_batch.ipynb #8808573b
-def _odd_column(scorer, j, odd, keys, value, c):
-    "Warn of strange values, or refuse them as the card wants"
-    if not odd.any(): return
-    card, numeric = scorer.release.card, scorer.schema.kinds[j] == "numeric"
-    def say(k):
-        try: return strange_value(scorer.schema, card, j, value(k), 0, 1)
-        except BadRequest as e: return e.error
-    refuse = (card.strange.out_of_range if numeric else card.strange.unseen) == "refuse"
-    (c.refusals if refuse else c.warnings).append(_said(odd, keys, say))
-    c.odd[scorer.schema.names[j]] = odd
+# %% ../../nbs/serve/07_batch.ipynb #07050d60
+def _add_too_long(scorer, name, positions, texts, chunk):
+    "Where a text is too long; such a value is a fault"
+    long_texts = pc.fill_null(pc.greater(pc.utf8_length(texts), MAX_TEXT), False).to_numpy(zero_copy_only=False)
+    too_long = np.append(long_texts, False)[positions]
+    if too_long.any():
+        def message_of(position): return _fault(scorer.schema, name, texts[position].as_py())
+        chunk.faults.append(_messages(too_long, positions, message_of))
+    return too_long
 
-# %% ../../nbs/serve/07_batch.ipynb #2b521f1e
-def _protected_column(scorer, name, a, c):
-    "Record and words of a protected column"
-    if any(p.bands for p in scorer.release.card.protected.values() if p.column == name):
-        x, bad = _numbers(a)
-        c.kept[name] = pa.array(x, from_pandas=True)
-        if bad.any(): c.warnings.append(_said(bad, np.zeros(len(a), int), lambda _: f"{name}: not a number; kept as missing"))
+# %% ../../nbs/serve/07_batch.ipynb #edaa553e
+def _add_strange(scorer, index, strange, keys, texts, chunk):
+    "Warn of strange values, or refuse them if the card's policy is so; `texts` is None for a numeric feature"
+    card = scorer.release.card
+    policy = card.strange.out_of_range if texts is None else card.strange.unseen
+
+    def message_of(key):
+        value = key if texts is None else texts[key].as_py()
+        try:
+            return strange_value(scorer.schema, card, index, value, 0, 1)
+        except BadRequest as refusal:
+            return refusal.error
+
+    messages = chunk.refusals if policy == "refuse" else chunk.warnings
+    messages.append(_messages(strange, keys, message_of))
+    chunk.strange[scorer.schema.names[index]] = strange
+
+# %% ../../nbs/serve/07_batch.ipynb #e45afa54
+def _read_protected(scorer, name, column, chunk):
+    "Add record and messages of a protected column"
+    attributes = scorer.release.card.protected.values()
+    if any(attribute.bands for attribute in attributes if attribute.column == name):
+        numbers, bad = _numbers(column)
+        chunk.record[name] = pa.array(numbers, from_pandas=True)
+        if bad.any():
+            chunk.warnings.append(_same_message(bad, f"{name}: not a number; kept as missing"))
         return
-    at, v = _texts(a)
-    _long(scorer, name, at, v, c)
-    c.kept[name] = v.take(pa.array(at, mask=at < 0))
+    positions, texts = _texts(column)
+    _add_too_long(scorer, name, positions, texts, chunk)
+    chunk.record[name] = texts.take(pa.array(positions, mask=positions < 0))
 
-# %% ../../nbs/serve/07_batch.ipynb #adeebce2
-def _subject_column(scorer, a, c):
-    "Keyed hashes of subjects, once per distinct one"
-    at, v = _texts(a)
-    bad = _long(scorer, "subject", at, v, c)
+# %% ../../nbs/serve/07_batch.ipynb #1f18f0ab
+def _read_subject(scorer, column, chunk):
+    "Add keyed hashes of subjects, made once per distinct one"
+    positions, texts = _texts(column)
+    too_long = _add_too_long(scorer, "subject", positions, texts, chunk)
+    given = positions >= 0
     if scorer.secret is not None:
-        names = v.to_pylist()
-        c.kept["subject"] = _said((at >= 0) & ~bad, at, lambda i: subject_key(scorer.secret, names[i]))
-    elif (at >= 0).any():
-        try: hashed_subject(scorer, "")
-        except BadRequest as e: c.refusals.append(_said(at >= 0, np.zeros(len(a), int), lambda _, e=e: e.error))
+        subjects = texts.to_pylist()
+        def hash_of(position): return subject_key(scorer.secret, subjects[position])
+        chunk.record["subject"] = _messages(given & ~too_long, positions, hash_of)
+    elif given.any():
+        try:
+            hashed_subject(scorer, "")
+        except BadRequest as refusal:
+            chunk.refusals.append(_same_message(given, refusal.error))
 
-# %% ../../nbs/serve/07_batch.ipynb #05e3beab
-def _chunk(scorer, batch):
+# %% ../../nbs/serve/07_batch.ipynb #6753c324
+def _read_chunk(scorer, batch):
     "Look at every value of a batch"
-    schema, c, none = scorer.schema, _Chunk(np.empty((batch.num_rows, scorer.d))), np.ones(batch.num_rows, bool)
-    for j, name in enumerate(schema.names):
-        (_number_column if schema.kinds[j] == "numeric" else _text_column)(scorer, j, batch[name], c)
-        none &= c.kept[name].is_null().to_numpy(zero_copy_only=False)
-    if none.any(): c.warnings.append(_said(none, np.zeros(len(none), int), lambda _: EMPTY))
+    schema, present = scorer.schema, batch.schema.names
+    chunk = _Chunk(np.empty((batch.num_rows, scorer.feature_count)))
+    empty = np.ones(batch.num_rows, bool)
+    for index, name in enumerate(schema.names):
+        read = _read_number if schema.kinds[index] == "numeric" else _read_category
+        read(scorer, index, batch[name], chunk)
+        empty &= chunk.record[name].is_null().to_numpy(zero_copy_only=False)
+    if empty.any():
+        chunk.warnings.append(_same_message(empty, EMPTY))
     for name in schema.protected:
-        if name in batch.schema.names: _protected_column(scorer, name, batch[name], c)
-    if "subject" in batch.schema.names: _subject_column(scorer, batch["subject"], c)
-    return c
+        if name in present:
+            _read_protected(scorer, name, batch[name], chunk)
+    if "subject" in present:
+        _read_subject(scorer, batch["subject"], chunk)
+    return chunk
 
-# %% ../../nbs/serve/07_batch.ipynb #74ee002e
-def _scored(scorer, batch):
-    "Everything about a chunk but its names and its time"
-    art, o, c, n = scorer.art, scorer.release.outliers, _chunk(scorer, batch), batch.num_rows
-    errors = [*c.faults, *c.refusals]
-    error = pc.coalesce(*errors) if errors else pa.nulls(n, pa.string())
-    good, score = error.is_null().to_numpy(zero_copy_only=False), art.score_codes(c.Z)
-    decision, outlier = art.decide(score) if scorer.binary else None, None if o is None else o.score(c.Z) > o.cut
-    def told(a, kind): return pa.nulls(n, kind) if a is None else pa.array(a, kind, mask=~good)
-    warnings = pa.nulls(n, pa.string())
-    for i, t in enumerate(c.warnings): warnings = pc.coalesce(pc.binary_join_element_wise(warnings, t, "; "), warnings, t) if i else t    # a join is null where one side is
-    if not good.all(): warnings = pc.if_else(error.is_null(), warnings, pa.scalar(None, pa.string()))
-    counts = _counts(c, good, decision, outlier)
-    return dict(score=told(score, pa.float64()), decision=told(decision, pa.int64()), outlier=told(outlier, pa.bool_()), warnings=warnings, error=error), good, c.kept, counts
+# %% ../../nbs/serve/07_batch.ipynb #8b3f3206
+@dataclass(slots=True)
+class _ScoredChunk:
+    "Everything about a chunk but its ids and its time"
+    answer: dict             # column of the answer: values
+    accepted: np.ndarray     # which rows have a score
+    record: dict             # column of the record: values
+    counts: dict
 
-# %% ../../nbs/serve/07_batch.ipynb #3406a756
-def _counts(c, good, decision, outlier):
-    "What there was, as numbers"
-    def many(a): return 0 if a is None else int((a & good).sum())
-    return dict(rows=len(good), scored=int(good.sum()), refused=int((~good).sum()), positive=many(None if decision is None else decision == 1), outliers=many(outlier),
-                strange={k: n for k, odd in c.odd.items() if (n := many(odd))})
+# %% ../../nbs/serve/07_batch.ipynb #1e494f9c
+def _score_chunk(scorer, batch):
+    "Scores, decisions and messages of a batch"
+    chunk, outliers = _read_chunk(scorer, batch), scorer.release.outliers
+    error = _first_message([*chunk.faults, *chunk.refusals], batch.num_rows)
+    accepted = error.is_null().to_numpy(zero_copy_only=False)
+    score = scorer.art.score_codes(chunk.codes)
+    decision = scorer.art.decide(score) if scorer.binary else None
+    outlier = None if outliers is None else outliers.score(chunk.codes) > outliers.cut
+    answer = dict(score=_of_accepted(score, pa.float64(), accepted),
+                  decision=_of_accepted(decision, pa.int64(), accepted),
+                  outlier=_of_accepted(outlier, pa.bool_(), accepted),
+                  warnings=_warnings(chunk, error), error=error)
+    return _ScoredChunk(answer, accepted, chunk.record, _counts(chunk, accepted, decision, outlier))
 
-# %% ../../nbs/serve/07_batch.ipynb #6cd0d102
+# %% ../../nbs/serve/07_batch.ipynb #1b16ba5a
+def _first_message(messages, row_count):
+    "The first message of each row, null where there is none"
+    return pc.coalesce(*messages) if messages else pa.nulls(row_count, pa.string())
+
+# %% ../../nbs/serve/07_batch.ipynb #e79cbe28
+def _of_accepted(values, value_type, accepted):
+    "A column of the answer, null where a row has no score or the model gives no such value"
+    if values is None: return pa.nulls(len(accepted), value_type)
+    return pa.array(values, value_type, mask=~accepted)
+
+# %% ../../nbs/serve/07_batch.ipynb #ce46fd5a
+def _warnings(chunk, error):
+    "All warnings of each row in one text, null where there is none or the row has no score"
+    if not chunk.warnings: return pa.nulls(len(error), pa.string())
+    joined = chunk.warnings[0]
+    for messages in chunk.warnings[1:]:
+        both = pc.binary_join_element_wise(joined, messages, "; ")      # null where one side is
+        joined = pc.coalesce(both, joined, messages)
+    if error.null_count == len(error): return joined
+    return pc.if_else(error.is_null(), joined, pa.scalar(None, pa.string()))
+
+# %% ../../nbs/serve/07_batch.ipynb #b76d1cd8
+def _counts(chunk, accepted, decision, outlier):
+    "How many rows, scores, refusals, positive decisions, outliers and strange values a chunk has"
+    def count(where): return 0 if where is None else int((where & accepted).sum())
+    strange = {name: count(where) for name, where in chunk.strange.items()}
+    return dict(rows=len(accepted), scored=int(accepted.sum()), refused=int((~accepted).sum()),
+                positive=count(None if decision is None else decision == 1), outliers=count(outlier),
+                strange={name: row_count for name, row_count in strange.items() if row_count})
+
+# %% ../../nbs/serve/07_batch.ipynb #e518537c
 ANSWER = ("prediction_id", "score", "decision", "outlier", "warnings", "error")
 
-def _named(scorer, batch, scored, started):
-    "Answer, records and counts of a chunk, with names and a time"
-    told, good, kept, counts = scored
-    art, n, us, mine = scorer.art, len(good), scorer.clock.now(), scorer.release.card.id
-    def same(v, kind): return pa.repeat(pa.scalar(v, kind), n)
-    told = {"prediction_id": pa.array(scorer.names.many(us, n), pa.string(), mask=None if good.all() else ~good), **told}
-    records = pa.table(dict(prediction_id=told["prediction_id"], ts=same(us, pa.timestamp("us", "UTC")), model=same(art.name, pa.string()), version=same(art.version, pa.string()), arm=same(scorer.arm, pa.string()),
-                            score=told["score"], decision=told["decision"], latency_ms=same(elapsed_ms(started), pa.float64()), **kept))
-    if not scorer.binary: del told["decision"]
-    if mine in batch.schema.names and mine not in ANSWER: told = {mine: batch[mine].dictionary_decode() if pa.types.is_dictionary(batch[mine].type) else batch[mine], **told}
-    return pa.table(told), records if good.all() else records.filter(pa.array(good)), counts
+# %% ../../nbs/serve/07_batch.ipynb #77ff27ac
+def _with_ids(scorer, batch, scored, started):
+    "Answer of every row, records of the rows with a score, and counts of a chunk"
+    accepted, row_count = scored.accepted, len(scored.accepted)
+    time_us = scorer.clock.now()
+    ids = scorer.names.many(time_us, row_count)
+    ids = pa.array(ids, pa.string(), mask=None if accepted.all() else ~accepted)
+    answer = {"prediction_id": ids, **scored.answer}
+    records = _records(scorer, scored, ids, time_us, started)
+    if not scorer.binary:
+        del answer["decision"]
+    id_column = scorer.release.card.id
+    if id_column in batch.schema.names and id_column not in ANSWER:
+        column = batch[id_column]
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        answer = {id_column: column, **answer}
+    if not accepted.all():
+        records = records.filter(pa.array(accepted))
+    return pa.table(answer), records, scored.counts
 
-# %% ../../nbs/serve/07_batch.ipynb #ca276bf6
+# %% ../../nbs/serve/07_batch.ipynb #c5046a95
+def _records(scorer, scored, ids, time_us, started):
+    "Records of the prediction log, one per row"
+    def same(value, value_type): return pa.repeat(pa.scalar(value, value_type), len(ids))
+    text = pa.string()
+    return pa.table(dict(
+        prediction_id=ids, ts=same(time_us, pa.timestamp("us", "UTC")), model=same(scorer.art.name, text),
+        version=same(scorer.art.version, text), arm=same(scorer.arm, text), score=scored.answer["score"],
+        decision=scored.answer["decision"], latency_ms=same(elapsed_ms(started), pa.float64()), **scored.record))
+
+# %% ../../nbs/serve/07_batch.ipynb #64ee40c4
 def open_scorer(
     model, # A release, such as release/served, or an artifact, such as release/champion
     env:dict|None=None, # Overrides of settings; default: the environment
@@ -210,69 +324,116 @@ def open_scorer(
     "The scorer of a model's folder"
     model = Path(model)
     env = os.environ if env is None else env
-    if not (model/"MANIFEST.json").is_file() and any((model/f).exists() for f in ("RELEASE.json", "REFUSED.json")): return Scorer(load_release(model, env), secret=subject_secret(needed=False))
-    art = load(model)
-    card, feats = card_of(art), art.meta["features"]
-    example = {f["name"]: f["low"] if f["kind"] == "numeric" else next(iter(f["categories"]), None) for f in feats}
-    about = dict(card=card.name, title=card.title, use=card.use, model=dict(name=art.name, version=art.version), example=example)
-    settings = ServiceSettings.from_env({}, env)
-    return Scorer(Release(art, card, about, Schema(feats, card, settings.max_rows, example), stored_outliers(art)), secret=subject_secret(needed=False))
+    release = load_release(model, env) if _is_release(model) else _unreleased(load(model), env)
+    return Scorer(release, secret=subject_secret(needed=False))
 
-# %% ../../nbs/serve/07_batch.ipynb #fa1549f5
+# %% ../../nbs/serve/07_batch.ipynb #51a03708
+def _is_release(folder):
+    "Is this the folder of a release, or of one that was refused, and not that of an artifact?"
+    if (folder/"MANIFEST.json").is_file(): return False
+    return any((folder/name).exists() for name in ("RELEASE.json", "REFUSED.json"))
+
+# %% ../../nbs/serve/07_batch.ipynb #051ae269
+def _unreleased(art, env):
+    "An artifact in the form of a release"
+    card, features = card_of(art), art.meta["features"]
+    example = {feature["name"]: _example_value(feature) for feature in features}
+    model = dict(name=art.name, version=art.version)
+    about = dict(card=card.name, title=card.title, use=card.use, model=model, example=example)
+    settings = ServiceSettings.from_env({}, env)
+    schema = Schema(features, card, settings.max_rows, example)
+    return Release(art, card, about, schema, stored_outliers(art))
+
+# %% ../../nbs/serve/07_batch.ipynb #0178f939
+def _example_value(feature):
+    "A value that training saw, None where it saw none"
+    if feature["kind"] == "numeric": return feature["low"]
+    return next(iter(feature["categories"]), None)
+
+# %% ../../nbs/serve/07_batch.ipynb #91b99159
 def _in_order(work, items, workers):
-    "`work` of each item, `workers` at a time, in the items' order; a fault of the items comes after all that came before it"
-    if workers == 1: return (yield from map(work, items))
+    "`work` of each item, `workers` at a time, in the items' order; a fault of the items comes after all before it"
+    if workers == 1:
+        yield from map(work, items)
+        return
     waiting = deque()
-    def until_fault():
-        try: yield from items
-        except BadRequest as e:
-            waiting.append(Future())
-            waiting[-1].set_exception(e)
     with ThreadPoolExecutor(workers, "batch") as pool:
         try:
-            for x in until_fault():
-                waiting.append(pool.submit(work, x))
-                if len(waiting) > workers: yield waiting.popleft().result()
-            while waiting: yield waiting.popleft().result()
+            for item in _until_fault(items, waiting):
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
-            for w in waiting: w.cancel()
+            for future in waiting:
+                future.cancel()
 
-# %% ../../nbs/serve/07_batch.ipynb #d1c42d4f
+# %% ../../nbs/serve/07_batch.ipynb #fedd03c1
+def _until_fault(items, waiting):
+    "The items until one cannot be read; that fault then waits its turn as if it were a result"
+    try:
+        yield from items
+    except BadRequest as fault:
+        failed = Future()
+        failed.set_exception(fault)
+        waiting.append(failed)
+
+# %% ../../nbs/serve/07_batch.ipynb #883107cf
 class _Csv:
-    "CSV, as bytes"
-    def __init__(self): self.names = False
+    "An answer as CSV, in bytes"
+    def __init__(self): self.started = False
 
-    def add(self, t):
+    def add(self, table):
+        "The bytes of these rows, with the line of names before the first"
         sink = pa.BufferOutputStream()
-        pacsv.write_csv(t, sink, pacsv.WriteOptions(include_header=False, batch_size=CHUNK))
-        line = b"" if self.names else _line(t.schema.names)
-        self.names = True
-        return line + sink.getvalue().to_pybytes()
+        pacsv.write_csv(table, sink, pacsv.WriteOptions(include_header=False, batch_size=CHUNK))
+        header = b"" if self.started else _csv_line(table.schema.names)
+        self.started = True
+        return header + sink.getvalue().to_pybytes()
 
     def end(self): return b""
 
-# %% ../../nbs/serve/07_batch.ipynb #7c632755
-def _line(names):
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(names)
-    return out.getvalue().encode()
+# %% ../../nbs/serve/07_batch.ipynb #c7df8729
+def _csv_line(cells):
+    "One line of CSV, in bytes"
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
 
-# %% ../../nbs/serve/07_batch.ipynb #3ea0af66
+# %% ../../nbs/serve/07_batch.ipynb #3e2814a0
 class _Parquet(io.RawIOBase):
-    "A Parquet file, as bytes"
-    def __init__(self): self.parts, self.file = [], None
+    "An answer as a Parquet file, in bytes; it is also the file that Arrow writes to"
+    def __init__(self):
+        self.parts = []
+        self.writer = None
+
     def writable(self): return True
-    def write(self, data): self.parts.append(bytes(data)); return len(data)
 
-    def add(self, t):
-        if self.file is None: self.file = pq.ParquetWriter(self, t.schema, compression="zstd", use_dictionary=["decision", "outlier", "warnings", "error"])
-        if t.num_rows: self.file.write_table(t)
-        return self.taken()
+    def write(self, data):
+        self.parts.append(bytes(data))
+        return len(data)
 
-    def end(self): self.file.close(); return self.taken()
-    def taken(self): out, self.parts = b"".join(self.parts), []; return out
+    def add(self, table):
+        "The bytes of these rows"
+        if self.writer is None:
+            with_dictionary = ["decision", "outlier", "warnings", "error"]
+            self.writer = pq.ParquetWriter(self, table.schema, compression="zstd", use_dictionary=with_dictionary)
+        if table.num_rows:
+            self.writer.write_table(table)
+        return self._taken()
 
-# %% ../../nbs/serve/07_batch.ipynb #1259b357
+    def end(self):
+        "The last bytes"
+        self.writer.close()
+        return self._taken()
+
+    def _taken(self):
+        data = b"".join(self.parts)
+        self.parts = []
+        return data
+
+# %% ../../nbs/serve/07_batch.ipynb #e63c8fd7
 def stream(
     scorer:Scorer, # The model
     log, # A `Segment` of predictions
@@ -283,21 +444,33 @@ def stream(
     workers:int|None=None, # Chunks in work at once; default: one per processor, at most 4
     packed:bool=False, # Is .csv.gz allowed?
 ): # An iterator of the answer's bytes
-    "Score a file; what is wrong with its kind or columns is said by this call, the rest by the iterator"
-    if out not in ("csv", "parquet"): raise BadRequest(415, f"no answer can be made as {out!r}; expected csv or parquet")
-    rows = open_rows(file, scorer.schema, scorer.release.card.id, packed)
-    return _stream(scorer, log, rows, _Csv() if out == "csv" else _Parquet(), progress, started, workers or min(os.cpu_count() or 1, 4))
+    "Score a file; `BadRequest` for its format or columns comes from this call, for the rest from the iterator"
+    if out not in ("csv", "parquet"):
+        raise BadRequest(415, f"no answer can be made as {out!r}; expected csv or parquet")
+    batches = open_rows(file, scorer.schema, scorer.release.card.id, packed)
+    writer = _Csv() if out == "csv" else _Parquet()
+    workers = workers or min(os.cpu_count() or 1, 4)
+    return _logged_and_written(scorer, log, batches, writer, progress, started, workers)
 
-# %% ../../nbs/serve/07_batch.ipynb #2ab06b01
-def _stream(scorer, log, rows, writer, progress, started, workers):
-    for batch, scored in _in_order(lambda b: (b, _scored(scorer, b)), rows, workers):
-        answer, records, counts = _named(scorer, batch, scored, started)
-        if records.num_rows: log.append_table(records)
-        if progress: progress(counts)
-        if data := writer.add(answer): yield data
-    if data := writer.end(): yield data
+# %% ../../nbs/serve/07_batch.ipynb #2ef35162
+def _logged_and_written(scorer, log, batches, writer, progress, started, workers):
+    "The answer's bytes, each chunk's after its records are in the log"
+    def work(batch): return batch, _score_chunk(scorer, batch)
 
-# %% ../../nbs/serve/07_batch.ipynb #6d61a944
+    for batch, scored in _in_order(work, batches, workers):
+        answer, records, counts = _with_ids(scorer, batch, scored, started)
+        if records.num_rows:
+            log.append_table(records)
+        if progress:
+            progress(counts)
+        data = writer.add(answer)
+        if data:
+            yield data
+    data = writer.end()
+    if data:
+        yield data
+
+# %% ../../nbs/serve/07_batch.ipynb #9af1e627
 def score_file(
     scorer:Scorer, # The model
     log, # A `Segment` of predictions
@@ -305,17 +478,41 @@ def score_file(
     out, # Where the answer goes: .csv or .parquet
     progress=None, # Called with the counts of each chunk
 )->dict: # rows, scored, refused, positive, outliers, strange
-    "Score a file into a file; `MlgovError` says what is wrong, and then there is no answer"
+    "Score a file into a file; `MlgovError` gives what is wrong, and then there is no answer"
     file, out, total = Path(file), Path(out), {}
-    if not file.is_file(): raise MlgovError(f"{file}: no such file")
-    if out.suffix not in (".csv", ".parquet"): raise MlgovError(f"{out}: an answer is a .csv or a .parquet file; name it so")
-    if out.exists() and out.samefile(file): raise MlgovError(f"{out}: the answer would replace the rows; give it another name")
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*"): left.unlink(missing_ok=True)     # of a run that was killed
-    def count(c):
-        for k, v in c.items(): total[k] = {n: total.get(k, {}).get(n, 0) + v.get(n, 0) for n in {**total.get(k, {}), **v}} if k == "strange" else total.get(k, 0) + v
-        if progress: progress(c)
+    _check_places(file, out)
+    for left_over in out.parent.glob(f".{glob.escape(out.name)}.*"):
+        left_over.unlink(missing_ok=True)
+
+    def count(counts):
+        _add_counts(total, counts)
+        if progress:
+            progress(counts)
+
     try:
-        with closing(stream(scorer, log, file, out.suffix[1:], count, packed=True)) as parts, atomic_file(out) as f:
-            for data in parts: f.write(data)
-    except BadRequest as e: raise MlgovError(f"{file}: {e.error}") from None
+        answer = stream(scorer, log, file, out.suffix[1:], count, packed=True)
+        with closing(answer) as parts, atomic_file(out) as target:
+            for data in parts:
+                target.write(data)
+    except BadRequest as error:
+        raise MlgovError(f"{file}: {error.error}") from None
     return total
+
+# %% ../../nbs/serve/07_batch.ipynb #6bc54cd5
+def _check_places(file, out):
+    "Refuse a file that is not there, and an answer that cannot be made or would replace the rows"
+    if not file.is_file(): raise MlgovError(f"{file}: no such file")
+    if out.suffix not in (".csv", ".parquet"):
+        raise MlgovError(f"{out}: an answer is a .csv or a .parquet file; name it so")
+    if out.exists() and out.samefile(file):
+        raise MlgovError(f"{out}: the answer would replace the rows; give it another name")
+
+# %% ../../nbs/serve/07_batch.ipynb #d24c4979
+def _add_counts(total, counts):
+    "Add a chunk's counts to those of the file"
+    for name, value in counts.items():
+        if name == "strange":
+            before = total.get(name, {})
+            total[name] = {feature: before.get(feature, 0) + value.get(feature, 0) for feature in {**before, **value}}
+        else:
+            total[name] = total.get(name, 0) + value

@@ -5,222 +5,343 @@
 # %% auto #0
 __all__ = ['answer_type', 'read_invocations', 'write_invocations', 'read_vertex', 'write_vertex']
 
-# %% ../../nbs/serve/05_invocations.ipynb #f6b796a9
+# %% ../../nbs/serve/05_invocations.ipynb #53df31a2
 import csv
 import io
 import json
 from itertools import islice
 from typing import Any
 
+from msgspec.structs import astuple
 import msgspec
 
-from .columns import MALFORMED, checked_columns, column_roles, integers_as_floats
-from .request import Asked, BadRequest, Schema, check_row_count, from_records
+from .columns import checked_columns, column_roles, integers_as_floats
+from .request import MALFORMED, BadRequest, RequestRows, Schema
+from .request import check_row_count, from_records
 
-# %% ../../nbs/serve/05_invocations.ipynb #5c7a0acf
+# %% ../../nbs/serve/05_invocations.ipynb #f1426554
 def _without_nan(body):
-    "The same JSON with null for NaN; `ValueError` when that is not all that was wrong"
+    "The same JSON with null for NaN; `ValueError` when something else is wrong too"
     def constant(word):
         if word != "NaN": raise ValueError(word)
     return msgspec.json.encode(json.loads(body, parse_constant=constant))
 
-# %% ../../nbs/serve/05_invocations.ipynb #6c2d1035
-def _object(body, what):
-    "The fields of a JSON object, not yet decoded"
-    try: return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except msgspec.ValidationError: raise BadRequest(422, f"the body is not a JSON object; expected {what}") from None
-    except RecursionError: raise BadRequest(400, "the body is nested too deeply") from None
-    except MALFORMED as e: said = e
-    if b"NaN" not in body: raise BadRequest(400, f"the body is not valid JSON: {said}")
-    try: body = _without_nan(body)
-    except (ValueError, OverflowError, RecursionError): raise BadRequest(400, f"the body is not valid JSON: {said}") from None
-    return _object(body, what)
+# %% ../../nbs/serve/05_invocations.ipynb #12ee99ae
+def _fields(body, form):
+    "The fields of a JSON object, not yet decoded; `form` is what the message says was expected"
+    try:
+        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        raise BadRequest(422, f"the body is not a JSON object; expected {form}") from None
+    except RecursionError:
+        raise BadRequest(400, "the body is nested too deeply") from None
+    except MALFORMED as error:
+        reason = error
+    if b"NaN" not in body: raise BadRequest(400, f"the body is not valid JSON: {reason}")
+    try:
+        body = _without_nan(body)
+    except (ValueError, OverflowError, RecursionError):
+        raise BadRequest(400, f"the body is not valid JSON: {reason}") from None
+    return _fields(body, form)
 
-# %% ../../nbs/serve/05_invocations.ipynb #dceba415
-def _decode(raw, where, kind=Any):
+# %% ../../nbs/serve/05_invocations.ipynb #7ff2f4f1
+def _decoded(raw, field, kind=Any):
     "One field of an object"
-    try: return msgspec.json.decode(raw, type=kind)
-    except msgspec.ValidationError as e: raise BadRequest(422, f"{where}: {e}", field=where) from None
-    except RecursionError: raise BadRequest(400, f"{where}: nested too deeply", field=where) from None
-    except MALFORMED as e: raise BadRequest(400, f"{where}: not valid JSON: {e}", field=where) from None
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        raise BadRequest(422, f"{field}: {error}", field=field) from None
+    except RecursionError:
+        raise BadRequest(400, f"{field}: nested too deeply", field=field) from None
+    except MALFORMED as error:
+        raise BadRequest(400, f"{field}: not valid JSON: {error}", field=field) from None
 
-# %% ../../nbs/serve/05_invocations.ipynb #fa16d52c
-def _by_place(schema, rows, names):
-    "Rows as lists, in the order of `names`"
-    for r, row in enumerate(rows if set(map(type, rows)) != {list} or set(map(len, rows)) != {len(names)} else ()):
-        if type(row) is not list: raise BadRequest(422, f"row {r}: expected a list of {len(names)} values like the rows before it", row=r)
-        if len(row) != len(names): raise BadRequest(422, f"row {r} has {len(row)} values; expected {len(names)}: {', '.join(names)}", row=r)
-    return checked_columns(schema, dict(zip(names, zip(*rows))), len(rows))
-
-# %% ../../nbs/serve/05_invocations.ipynb #8c329019
-def _vector(schema, row):
-    "SageMaker's {'features': [...]} and {'data': {'features': {'values': [...]}}} as a list; any other row as it is"
-    if type(row) is dict and row.keys() <= {"data", "configuration"} and "data" not in schema._place and type(row.get("data")) is dict: row = row["data"]
-    if type(row) is not dict or row.keys() != {"features"} or "features" in schema._place: return row
-    got = row["features"]
-    return got["values"] if type(got) is dict and got.keys() == {"values"} else got
-
-# %% ../../nbs/serve/05_invocations.ipynb #fdd8fb44
-def _loose(schema, rows, where):
-    "Rows in any of the shapes that are understood, all in one"
-    if type(rows) is not list: raise BadRequest(422, f"{where}: expected a list of rows", field=where)
-    check_row_count(schema, len(rows))
-    rows = [_vector(schema, r) for r in rows]
-    if type(rows[0]) is list: return _by_place(schema, rows, schema.names)
-    return integers_as_floats(from_records(schema, [{k: v for k, v in r.items() if k != "subject" or v is not None} if type(r) is dict else r for r in rows]))
-
-# %% ../../nbs/serve/05_invocations.ipynb #d43f1370
-def _rows(schema, raw, where):
+# %% ../../nbs/serve/05_invocations.ipynb #5683e450
+def _rows(schema, raw, field):
     "A JSON list of rows"
     try:
         rows = msgspec.json.decode(raw, type=list[schema.row])
-        if 0 < len(rows) <= schema.max_rows: return Asked(list(zip(*map(msgspec.structs.astuple, rows))), len(rows))
-    except MALFORMED: pass
-    return _loose(schema, _decode(raw, where), where)
+    except MALFORMED:
+        rows = []
+    if 0 < len(rows) <= schema.max_rows: return _typed_rows(rows)
+    return _untyped_rows(schema, _decoded(raw, field), field)
 
-# %% ../../nbs/serve/05_invocations.ipynb #3382b76e
+# %% ../../nbs/serve/05_invocations.ipynb #6e84c9c5
+def _typed_rows(rows):
+    "Rows of the model's row type"
+    return RequestRows(list(zip(*map(astuple, rows))), len(rows))
+
+# %% ../../nbs/serve/05_invocations.ipynb #f2dabeb2
+def _unwrapped(schema, row):
+    "The list in SageMaker's {'features': [...]} or {'data': {'features': {'values': [...]}}}; any other row as it is"
+    if type(row) is not dict: return row
+    if row.keys() <= {"data", "configuration"} and "data" not in schema.position and type(row.get("data")) is dict:
+        row = row["data"]
+    if row.keys() != {"features"} or "features" in schema.position: return row
+    values = row["features"]
+    return values["values"] if type(values) is dict and values.keys() == {"values"} else values
+
+# %% ../../nbs/serve/05_invocations.ipynb #a846c3e3
+def _untyped_rows(schema, rows, field):
+    "Rows in any of the shapes that are understood, all in the same"
+    if type(rows) is not list: raise BadRequest(422, f"{field}: expected a list of rows", field=field)
+    check_row_count(schema, len(rows))
+    rows = [_unwrapped(schema, row) for row in rows]
+    if type(rows[0]) is list: return _rows_in_order(schema, rows, schema.names)
+    return integers_as_floats(from_records(schema, [_without_empty_subject(row) for row in rows]))
+
+# %% ../../nbs/serve/05_invocations.ipynb #4e139d70
+def _without_empty_subject(row):
+    "A row whose `subject` is left out when it is null, since a data frame has a cell for everybody"
+    if type(row) is not dict: return row
+    return {name: value for name, value in row.items() if name != "subject" or value is not None}
+
+# %% ../../nbs/serve/05_invocations.ipynb #4e984ead
+def _rows_in_order(schema, rows, names):
+    "Rows as lists, in the order of `names`"
+    same_form = set(map(type, rows)) == {list} and set(map(len, rows)) == {len(names)}
+    if not same_form:
+        _refuse_form(rows, names)
+    return checked_columns(schema, dict(zip(names, zip(*rows))), len(rows))
+
+# %% ../../nbs/serve/05_invocations.ipynb #356a1352
+def _refuse_form(rows, names):
+    "`BadRequest` for the first row that is not a list of as many values as there are names"
+    for index, row in enumerate(rows):
+        if type(row) is not list:
+            message = f"row {index}: expected a list of {len(names)} values like the rows before it"
+            raise BadRequest(422, message, row=index)
+        if len(row) != len(names):
+            message = f"row {index} has {len(row)} values; expected {len(names)}: {', '.join(names)}"
+            raise BadRequest(422, message, row=index)
+
+# %% ../../nbs/serve/05_invocations.ipynb #9987f8f7
 _SPLIT = msgspec.defstruct("Split", [("columns", list[str]), ("data", list[list])])
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
-def _named(schema, got):
-    "MLflow's columns by name; no list at all is one row"
-    lists = [type(v) is list for v in got.values()]
-    if not any(lists): return checked_columns(schema, {k: [v] for k, v in got.items()}, 1)
-    if not all(lists): raise BadRequest(422, f"inputs: `{str(list(got)[lists.index(False)])[:60]}` is no list; expected a list of values for each column", field="inputs")
-    return checked_columns(schema, got, len(next(iter(got.values()))))
-
-# %% ../../nbs/serve/05_invocations.ipynb #3baffb24
-def _mlflow(schema, body):
+# %% ../../nbs/serve/05_invocations.ipynb #f6088065
+def _json_rows(schema, body):
     "The rows of a JSON body of MLflow or SageMaker"
-    form = f"an object with exactly one of {', '.join(_FORMS)}"
-    got = _object(body, form)
-    if len(have := [f for f in _FORMS if f in got]) != 1: raise BadRequest(422, f"expected {form}; found {', '.join(have) or ', '.join(k[:30] for k in list(got)[:5]) or 'nothing'}")
-    raw = got[have[0]]
-    if have[0] == "inputs" and bytes(memoryview(raw)[:1]) == b"{": return _named(schema, _decode(raw, "inputs"))
-    if have[0] != "dataframe_split": return _rows(schema, raw, have[0])
-    split = _decode(raw, "dataframe_split", _SPLIT)
-    _once(split.columns)
+    form, raw = _form(body)
+    if form == "inputs" and bytes(memoryview(raw)[:1]) == b"{": return _named_columns(schema, _decoded(raw, "inputs"))
+    if form != "dataframe_split": return _rows(schema, raw, form)
+    split = _decoded(raw, "dataframe_split", _SPLIT)
+    _check_unique(split.columns)
     check_row_count(schema, len(split.data))
-    return _by_place(schema, split.data, split.columns)
+    return _rows_in_order(schema, split.data, split.columns)
 
-# %% ../../nbs/serve/05_invocations.ipynb #eab1450f
-def _once(names):
+# %% ../../nbs/serve/05_invocations.ipynb #a85a09e6
+def _form(body):
+    "The one field of a body that holds the rows, and what is in it"
+    wanted = f"an object with exactly one of {', '.join(_FORMS)}"
+    fields = _fields(body, wanted)
+    present = [form for form in _FORMS if form in fields]
+    if len(present) != 1:
+        found = present or [name[:30] for name in list(fields)[:5]]
+        raise BadRequest(422, f"expected {wanted}; found {', '.join(found) or 'nothing'}")
+    return present[0], fields[present[0]]
+
+# %% ../../nbs/serve/05_invocations.ipynb #117dbf38
+def _named_columns(schema, columns):
+    "MLflow's columns by name; where no value is a list, they are one row"
+    are_lists = [type(values) is list for values in columns.values()]
+    if not any(are_lists): return checked_columns(schema, {name: [value] for name, value in columns.items()}, 1)
+    if not all(are_lists):
+        name = str(list(columns)[are_lists.index(False)])[:60]
+        message = f"inputs: `{name}` is no list; expected a list of values for each column"
+        raise BadRequest(422, message, field="inputs")
+    return checked_columns(schema, columns, len(next(iter(columns.values()))))
+
+# %% ../../nbs/serve/05_invocations.ipynb #68d6d3c2
+def _check_unique(names):
+    "Refuse a column that is there twice"
     seen = set()
-    for c in names:
-        if c in seen: raise BadRequest(422, f"column `{c[:60]}` is there twice; expected each once", field=c[:60])
-        seen.add(c)
+    for name in names:
+        if name in seen:
+            raise BadRequest(422, f"column `{name[:60]}` is there twice; expected each once", field=name[:60])
+        seen.add(name)
 
-# %% ../../nbs/serve/05_invocations.ipynb #135cafd1
-_DIGITS = set("0123456789+-.eE ")
+# %% ../../nbs/serve/05_invocations.ipynb #43e44592
+_NUMBER_CHARACTERS = set("0123456789+-.eE ")
 
-def _cell(c):
+# %% ../../nbs/serve/05_invocations.ipynb #88902fcd
+def _cell_value(cell):
     "A cell as a number or None where it is one, else as it is"
-    if c == "" or c.strip().lower() == "nan": return None
-    try: return float(c) if set(c) <= _DIGITS else c
-    except ValueError: return c
-
-# %% ../../nbs/serve/05_invocations.ipynb #b3d6ea2d
-def _cells(schema, name, col):
-    "The values of a CSV column"
-    role, empty = column_roles(schema).get(name, (None, False))
-    if role == "numeric":
-        try:
-            if set("".join(col)) <= _DIGITS: return [float(c) if c else None for c in col]
-        except ValueError: pass
-    if role in ("numeric", "protected"): return [_cell(c) for c in col]
-    return col if empty or "" not in col else [c or None for c in col]
-
-# %% ../../nbs/serve/05_invocations.ipynb #717b46d6
-def _table(schema, body):
-    "The lines of a CSV body as lists of texts; no more are read than may come"
+    if cell == "" or cell.strip().lower() == "nan": return None
     try:
-        lines = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
-        got = list(islice(lines, schema.max_rows + 2))
-        if any(lines): check_row_count(schema, len(got))
-        return got
-    except UnicodeDecodeError as e: raise BadRequest(400, f"the CSV is not UTF-8 (byte {e.start})") from None
-    except csv.Error as e: raise BadRequest(400, f"the CSV is broken: {e}") from None
+        return float(cell) if set(cell) <= _NUMBER_CHARACTERS else cell
+    except ValueError:
+        return cell
 
-# %% ../../nbs/serve/05_invocations.ipynb #1d9ad238
-def _csv(schema, body):
+# %% ../../nbs/serve/05_invocations.ipynb #fe738039
+def _cell_values(schema, name, cells):
+    "The values of a CSV column"
+    role, empty_is_category = column_roles(schema).get(name, (None, False))
+    if role == "numeric":
+        numbers = _plain_numbers(cells)
+        if numbers is not None: return numbers
+    if role in ("numeric", "protected"): return [_cell_value(cell) for cell in cells]
+    return cells if empty_is_category or "" not in cells else [cell or None for cell in cells]
+
+# %% ../../nbs/serve/05_invocations.ipynb #36eabe83
+def _plain_numbers(cells):
+    "Cells as numbers, None for an empty one; None when any cell is anything else"
+    if not set("".join(cells)) <= _NUMBER_CHARACTERS: return None
+    try:
+        return [float(cell) if cell else None for cell in cells]
+    except ValueError:
+        return None
+
+# %% ../../nbs/serve/05_invocations.ipynb #1d28ff38
+def _csv_lines(schema, body):
+    "The lines of a CSV body as lists of texts; no more are read than one request may have"
+    try:
+        reader = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
+        lines = list(islice(reader, schema.max_rows + 2))
+        if any(reader):
+            check_row_count(schema, len(lines))
+        return lines
+    except UnicodeDecodeError as error:
+        raise BadRequest(400, f"the CSV is not UTF-8 (byte {error.start})") from None
+    except csv.Error as error:
+        raise BadRequest(400, f"the CSV is broken: {error}") from None
+
+# %% ../../nbs/serve/05_invocations.ipynb #cc0adf3f
+def _csv_table(schema, body):
+    "Column names, lines of cells, and whether the first line was a header"
+    lines = _csv_lines(schema, body)
+    if len(schema.names) == 1:
+        lines = [line or [""] for line in lines]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        order = ", ".join(schema.names)
+        raise BadRequest(422, f"the CSV has no row; expected cells in the order {order}, with or without a header")
+    first = [cell.strip() for cell in lines[0]]
+    known = sum(cell in schema.position for cell in first)
+    has_header = 0 < len(first) <= 2 * known
+    return (first, lines[1:], True) if has_header else (schema.names, lines, False)
+
+# %% ../../nbs/serve/05_invocations.ipynb #9f6152fe
+def _csv_rows(schema, body):
     "The rows of a CSV body, and whether it has a header"
-    lines = _table(schema, body)
-    if len(schema.names) == 1: lines = [x or [""] for x in lines]   # a missing value is an empty line
-    while lines and not lines[-1]: lines.pop()
-    if not lines: raise BadRequest(422, f"the CSV has no row; expected cells in the order {', '.join(schema.names)}, with or without a header")
-    first = [c.strip() for c in lines[0]]
-    header = 0 < len(first) <= 2 * sum(c in schema._place for c in first)
-    names, lines = (first, lines[1:]) if header else (schema.names, lines)
-    _once(names)
+    names, lines, has_header = _csv_table(schema, body)
+    _check_unique(names)
     check_row_count(schema, len(lines))
-    if set(map(len, lines)) - {len(names)}:
-        r = next(i for i, x in enumerate(lines) if len(x) != len(names))
-        raise BadRequest(422, f"row {r} has {len(lines[r])} cells; expected {len(names)}: {', '.join(names[:50])}", row=r)
-    try: return checked_columns(schema, {n: _cells(schema, n, c) for n, c in zip(names, zip(*lines))}, len(lines)), header
-    except BadRequest as e:
-        if not header and e.more.get("row") == 0: e.error += " (the first line is read as a row, because its cells are not the columns' names)"
+    _check_cell_counts(names, lines)
+    try:
+        columns = {name: _cell_values(schema, name, cells) for name, cells in zip(names, zip(*lines))}
+        return checked_columns(schema, columns, len(lines)), has_header
+    except BadRequest as refusal:
+        if not has_header and refusal.more.get("row") == 0:
+            refusal.error += " (the first line is read as a row, because its cells are not the columns' names)"
         raise
 
-# %% ../../nbs/serve/05_invocations.ipynb #6ecfa9b3
-def _lines(schema, body):
+# %% ../../nbs/serve/05_invocations.ipynb #4c16d0fd
+def _check_cell_counts(names, lines):
+    "Refuse a line with another number of cells than there are columns"
+    for index, line in enumerate(lines):
+        if len(line) != len(names):
+            message = f"row {index} has {len(line)} cells; expected {len(names)}: {', '.join(names[:50])}"
+            raise BadRequest(422, message, row=index)
+
+# %% ../../nbs/serve/05_invocations.ipynb #db3ff31d
+def _line_rows(schema, body):
     "The rows of a body with a JSON value per line"
     try:
         rows = msgspec.json.Decoder(schema.row).decode_lines(body)
-        if 0 < len(rows) <= schema.max_rows: return Asked(list(zip(*map(msgspec.structs.astuple, rows))), len(rows))
-    except MALFORMED: pass
-    lines = list(islice(((i, x) for i, x in enumerate(io.BytesIO(body), 1) if x.strip()), schema.max_rows + 1))
+    except MALFORMED:
+        rows = []
+    if 0 < len(rows) <= schema.max_rows: return _typed_rows(rows)
+    numbered = ((number, line) for number, line in enumerate(io.BytesIO(body), 1) if line.strip())
+    lines = list(islice(numbered, schema.max_rows + 1))
     check_row_count(schema, len(lines))
-    return _loose(schema, [_decode(x, f"line {i}") for i, x in lines], "the body")
+    return _untyped_rows(schema, [_decoded(line, f"line {number}") for number, line in lines], "the body")
 
-# %% ../../nbs/serve/05_invocations.ipynb #aaec495a
-_KINDS = {"application/json": "application/json", "text/csv": "text/csv"} | dict.fromkeys(("application/jsonlines", "application/x-jsonlines", "application/jsonl", "application/x-ndjson"), "application/jsonlines")
+# %% ../../nbs/serve/05_invocations.ipynb #4ca3cee1
+_LINES = "application/jsonlines"
+_CONTENT_TYPES = {"application/json": "application/json", "text/csv": "text/csv", _LINES: _LINES,
+                  "application/x-jsonlines": _LINES, "application/jsonl": _LINES, "application/x-ndjson": _LINES}
 
-def _quality(part):
-    "A content type of an Accept header, and how much it is wanted"
-    kind, *params = (p.strip() for p in part.lower().split(";"))
-    try: return kind, max((float(p[2:]) for p in params if p.startswith("q=")), default=1.0)
-    except ValueError: return kind, 1.0
-
-# %% ../../nbs/serve/05_invocations.ipynb #f8218e48
+# %% ../../nbs/serve/05_invocations.ipynb #64c64335
 def answer_type(
     style:str, # What answers the request unless the caller says otherwise
     accept:str|None, # The header Accept
-    kinds:dict[str, str]=_KINDS, # Content types that callers name, and what they are called in an answer
+    kinds:dict[str, str]=_CONTENT_TYPES, # Content types that callers name: how an answer names them
 )->str: # A content type
-    "The content type of an answer; `BadRequest` 406 when the caller takes none that there is"
-    asked = sorted(map(_quality, (accept or "*/*").split(",")), key=lambda a: -a[1])
-    never = {kinds.get(kind) for kind, q in asked if q <= 0}
-    ours = [k for k in dict.fromkeys([style, *kinds.values()]) if k not in never]
-    for kind, q in asked:
-        got = next((k for k in ours if kind == "*/*" or k == kinds.get(kind) or kind.endswith("/*") and k.startswith(kind[:-1])), None)
-        if q > 0 and got: return got
-    raise BadRequest(406, f"the header Accept is {accept[:80]!r}; this route answers in {', '.join(sorted(set(kinds.values())))}")
+    "The content type of an answer; `BadRequest` 406 when the caller accepts none that there is"
+    wanted = sorted(map(_accepted, (accept or "*/*").split(",")), key=lambda part: -part[1])
+    excluded = {kinds.get(kind) for kind, quality in wanted if quality <= 0}
+    offered = [kind for kind in dict.fromkeys([style, *kinds.values()]) if kind not in excluded]
+    for pattern, quality in wanted:
+        matches = [kind for kind in offered if _matches(pattern, kind, kinds)]
+        if quality > 0 and matches: return matches[0]
+    answers = ", ".join(sorted(set(kinds.values())))
+    raise BadRequest(406, f"the header Accept is {accept[:80]!r}; this route answers in {answers}")
 
-# %% ../../nbs/serve/05_invocations.ipynb #bf392d18
+# %% ../../nbs/serve/05_invocations.ipynb #1ec87993
+def _accepted(part):
+    "One content type of an Accept header, and its quality (how much it is wanted, from 0 to 1)"
+    kind, *parameters = (parameter.strip() for parameter in part.lower().split(";"))
+    try:
+        return kind, max((float(value[2:]) for value in parameters if value.startswith("q=")), default=1.0)
+    except ValueError:
+        return kind, 1.0
+
+# %% ../../nbs/serve/05_invocations.ipynb #25ddd7b9
+def _matches(pattern, kind, kinds):
+    "Does a content type of an Accept header, such as text/* or application/json, cover this one?"
+    if pattern == "*/*" or kind == kinds.get(pattern): return True
+    return pattern.endswith("/*") and kind.startswith(pattern[:-1])
+
+# %% ../../nbs/serve/05_invocations.ipynb #0f7b0737
+_RUNNABLE = ("pickle", "octet-stream", "npy", "x-np")
+
+# %% ../../nbs/serve/05_invocations.ipynb #c32abf8a
+def _style(content_type):
+    "The content type of a request, one of those that an answer has; `BadRequest` 415 when it is not read"
+    kind, *parameters = [part.strip().lower() for part in (content_type or "").split(";")]
+    charsets = [part[8:].strip('"') for part in parameters if part.startswith("charset=")]
+    other = [charset for charset in charsets if charset not in ("utf-8", "utf8", "us-ascii")]
+    if other: raise BadRequest(415, f"charset {other[0][:20]!r} is not read; expected utf-8")
+    if kind in _CONTENT_TYPES: return _CONTENT_TYPES[kind]
+    runnable = any(word in kind for word in _RUNNABLE)
+    why = "; binary objects such as pickles never are, since reading one can run it" if runnable else ""
+    wanted = ", ".join(sorted(set(_CONTENT_TYPES.values())))
+    raise BadRequest(415, f"content type {kind[:80] or 'none'!r} is not read{why}; expected {wanted}")
+
+# %% ../../nbs/serve/05_invocations.ipynb #c39563a4
 def read_invocations(
     schema:Schema, # Of the model
     content_type:str|None, # The header Content-Type
     body:bytes, # Rows
     accept:str|None=None, # The header Accept, to refuse early what cannot be answered
-)->tuple[Asked, str]: # The rows, and the style that `write_invocations` needs
-    "Read a request to /invocations; `BadRequest` is 415 for a content type that is not read, 406 for an answer that is not written"
-    kind, *params = [p.strip().lower() for p in (content_type or "").split(";")]
-    if charset := [p[8:].strip('"') for p in params if p.startswith("charset=") and p[8:].strip('"') not in ("utf-8", "utf8", "us-ascii")]: raise BadRequest(415, f"charset {charset[0][:20]!r} is not read; expected utf-8")
-    if kind not in _KINDS: raise BadRequest(415, f"content type {kind[:80] or 'none'!r} is not read{'; binary objects such as pickles never are, since reading one can run it' if any(x in kind for x in ('pickle', 'octet-stream', 'npy', 'x-np')) else ''}; expected {', '.join(sorted(set(_KINDS.values())))}")
-    style = _KINDS[kind]
-    if style == "text/csv": asked, header = _csv(schema, body)
-    else: asked, header = (_mlflow if style == "application/json" else _lines)(schema, body), False
-    style = "application/json" if header else style
+)->tuple[RequestRows, str]: # The rows, and the style that `write_invocations` needs
+    "Read a request to /invocations; `BadRequest`: 415 a content type not read, 406 an answer not written"
+    style, has_header = _style(content_type), False
+    if style == "text/csv":
+        request, has_header = _csv_rows(schema, body)
+    elif style == "application/json":
+        request = _json_rows(schema, body)
+    else:
+        request = _line_rows(schema, body)
+    if has_header:
+        style = "application/json"
     answer_type(style, accept)
-    return asked, style
+    return request, style
 
-# %% ../../nbs/serve/05_invocations.ipynb #92afc8a2
-def _records(scored):
-    "A scored result as an object per row"
-    columns = dict(prediction_id=scored.ids, score=scored.score.tolist(), **{k: v.tolist() for k in ("decision", "outlier") if (v := getattr(scored, k)) is not None}, warnings=scored.warnings)
+# %% ../../nbs/serve/05_invocations.ipynb #afc4819d
+def _answers(scored):
+    "Scored rows as an object per row"
+    columns = dict(prediction_id=scored.ids, score=scored.score.tolist())
+    if scored.decision is not None:
+        columns["decision"] = scored.decision.tolist()
+    if scored.outlier is not None:
+        columns["outlier"] = scored.outlier.tolist()
+    columns["warnings"] = scored.warnings
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
-# %% ../../nbs/serve/05_invocations.ipynb #3d1c8a6e
+# %% ../../nbs/serve/05_invocations.ipynb #a4bd55b2
 def write_invocations(
     style:str, # Of the request, from `read_invocations`
     accept:str|None, # The header Accept
@@ -228,27 +349,31 @@ def write_invocations(
 )->tuple[bytes, str]: # Body and content type
     "Write an answer of /invocations"
     kind = answer_type(style, accept)
-    if kind == "application/json": return msgspec.json.encode(dict(predictions=_records(scored))), kind
-    if kind == "application/jsonlines": return msgspec.json.Encoder().encode_lines(_records(scored)), kind
+    if kind == "application/json": return msgspec.json.encode(dict(predictions=_answers(scored))), kind
+    if kind == "application/jsonlines": return msgspec.json.Encoder().encode_lines(_answers(scored)), kind
     decisions = [""] * scored.n if scored.decision is None else scored.decision.tolist()
-    return "".join(f"{s!r},{d},{i}\n" for s, d, i in zip(scored.score.tolist(), decisions, scored.ids)).encode(), kind
+    rows = zip(scored.score.tolist(), decisions, scored.ids)
+    return "".join(f"{score!r},{decision},{name}\n" for score, decision, name in rows).encode(), kind
 
-# %% ../../nbs/serve/05_invocations.ipynb #f89edb12
+# %% ../../nbs/serve/05_invocations.ipynb #bb4ef8c6
 def read_vertex(
     schema:Schema, # Of the model
     body:bytes, # {"instances": [...]}
-)->Asked: # Its rows
+)->RequestRows: # Its rows
     "Read a Vertex AI or KServe V1 request; `parameters` is ignored"
     form = 'an object {"instances": [row, ...]}'
-    got = _object(body, form)
-    if "instances" not in got: raise BadRequest(422, f"expected {form}; found {', '.join(k[:30] for k in list(got)[:5]) or 'nothing'}", field="instances")
-    return _rows(schema, got["instances"], "instances")
+    fields = _fields(body, form)
+    if "instances" not in fields:
+        found = ", ".join(name[:30] for name in list(fields)[:5]) or "nothing"
+        raise BadRequest(422, f"expected {form}; found {found}", field="instances")
+    return _rows(schema, fields["instances"], "instances")
 
-# %% ../../nbs/serve/05_invocations.ipynb #33eec0e9
+# %% ../../nbs/serve/05_invocations.ipynb #2f84c904
 def write_vertex(
     scored, # The scored rows
     name:str, # The model's
     version:str, # Of the model
 )->bytes: # JSON
     "Write an answer for Vertex AI or KServe V1"
-    return msgspec.json.encode(dict(predictions=_records(scored), metadata=dict(model=name, version=str(version))))
+    metadata = dict(model=name, version=str(version))
+    return msgspec.json.encode(dict(predictions=_answers(scored), metadata=metadata))

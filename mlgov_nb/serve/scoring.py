@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['EMPTY', 'Release', 'stored_outliers', 'load_release', 'strange_value', 'Scored', 'Prediction', 'Answer', 'Scorer',
-           'elapsed_ms', 'hashed_subject', 'score', 'predictions', 'Contribution', 'Reason', 'Explained',
-           'Explanations', 'explanations']
+           'elapsed_ms', 'hashed_subject', 'predictions', 'Contribution', 'Reason', 'Explained', 'Explanations',
+           'explanations']
 
-# %% ../../nbs/serve/02_scoring.ipynb #1befbf1b
+# %% ../../nbs/serve/02_scoring.ipynb #d289df0c
 import os
 import time
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 
+from fastcore.basics import patch
 from msgspec import UNSET
 import msgspec
 import numpy as np
@@ -27,70 +28,93 @@ from ..model.artifact import Artifact, card_of, load
 from ..model.contributions import NotAdditive, explain_codes, ranked
 from ..model.outliers import Outliers, from_arrays
 from .release import released
-from .request import Asked, BadRequest, Schema
+from .request import BadRequest, RequestRows, Schema, row_prefix
 from ..settings import MlgovError, ServiceSettings
 
-# %% ../../nbs/serve/02_scoring.ipynb #97a56788
+# %% ../../nbs/serve/02_scoring.ipynb #faa17ae1
 @dataclass(frozen=True)
 class Release:
-    "A verified model with all that the service says of it"
+    "A verified model, with everything that the service reports about it"
     art: Artifact
     card: Card
     about: dict                    # RELEASE.json
     schema: Schema
-    outliers: Outliers | None      # None where the reference was too small to say what is odd
+    outliers: Outliers | None      # None where the reference was too small to set a threshold
 
-# %% ../../nbs/serve/02_scoring.ipynb #ce549ac1
+# %% ../../nbs/serve/02_scoring.ipynb #693db7bf
 def stored_outliers(
     art:Artifact, # A released model
-)->Outliers|None: # None where none are kept, or no threshold could be set
-    "The outlier score that is kept with a released model"
-    f = art.folder/"outliers.npz"
-    if not f.is_file(): return None
-    with np.load(f, allow_pickle=False) as z: o = from_arrays(art.encoder, {k: z[k] for k in z.files})
-    return o if np.isfinite(o.cut) else None
+)->Outliers|None: # None where none are stored, or no threshold could be set
+    "The outlier score that is stored with a released model"
+    file = art.folder/"outliers.npz"
+    if not file.is_file(): return None
+    with np.load(file, allow_pickle=False) as stored:
+        outliers = from_arrays(art.encoder, {name: stored[name] for name in stored.files})
+    return outliers if np.isfinite(outliers.cut) else None
 
-# %% ../../nbs/serve/02_scoring.ipynb #fe53edf7
+# %% ../../nbs/serve/02_scoring.ipynb #ea314ac8
 def load_release(
     folder:Path, # `release/served`
     env:dict|None=None, # Overrides of settings; default: the environment
 )->Release: # Verified
-    "Load the released model; `MlgovError` says why there is none"
+    "Load the released model; `MlgovError` gives the reason why there is none"
     folder = Path(folder)
     about = released(folder)
     art = load(folder/"model")
-    if art.version != about["model"]["version"]: raise MlgovError(f"{folder}: RELEASE.json names version {about['model']['version']}, the model is {art.version}; run `dvc repro package` again")
+    version = about["model"]["version"]
+    if art.version != version:
+        raise MlgovError(f"{folder}: RELEASE.json names version {version}, the model is {art.version}; "
+                         "run `dvc repro package` again")
     settings = ServiceSettings.from_env(about.get("service", {}), os.environ if env is None else env)
     card = card_of(art)
-    return Release(art, card, about, Schema(art.meta["features"], card, settings.max_rows, about["example"]), stored_outliers(art))
+    schema = Schema(art.meta["features"], card, settings.max_rows, about["example"])
+    return Release(art, card, about, schema, stored_outliers(art))
 
-# %% ../../nbs/serve/02_scoring.ipynb #765bd9b3
-EMPTY = "every feature is missing: the score is that of nobody in particular"
+# %% ../../nbs/serve/02_scoring.ipynb #b2023605
+EMPTY = "every feature is missing: the score describes no particular person"
 
-def strange_value(schema, card, j, value, row, n):
-    "The warning for a strange value, or a refusal"
-    f, numeric = schema.features[j], schema.kinds[j] == "numeric"
+# %% ../../nbs/serve/02_scoring.ipynb #da88a1f6
+def strange_value(
+    schema:Schema, # Of the model
+    card:Card, # Its policy for strange values
+    index:int, # The feature's position
+    value, # What came
+    row:int, # Position of the row
+    row_count:int, # Rows in the request
+)->str: # The warning
+    "The warning about a strange value; `BadRequest` 422 where the card refuses it"
+    name = schema.names[index]
+    numeric = schema.kinds[index] == "numeric"
     found = f"{value:.12g}" if numeric else repr(str(value)[:60])
-    seen = f"outside the {f['low']:g} to {f['high']:g} of training" if numeric else "never seen in training"
+    seen = _seen_in_training(schema.features[index])
     policy = card.strange.out_of_range if numeric else card.strange.unseen
-    if policy == "refuse": raise BadRequest(422, f"{f'row {row}: ' if n > 1 else ''}`{f['name']}` is {found}, {seen}; this model's card refuses that", field=f["name"], row=row, found=found, expected=seen)
-    return f"{f['name']}: {found} is {seen}" + ("" if numeric else "; scored as missing")
+    if policy == "refuse":
+        message = f"{row_prefix(row, row_count)}`{name}` is {found}, {seen}; this model's card refuses that"
+        raise BadRequest(422, message, field=name, row=row, found=found, expected=seen)
+    consequence = "" if numeric else "; scored as missing"
+    return f"{name}: {found} is {seen}{consequence}"
 
-# %% ../../nbs/serve/02_scoring.ipynb #6cc180f2
+# %% ../../nbs/serve/02_scoring.ipynb #0abedecc
+def _seen_in_training(feature):
+    "How a strange value differs from those of training"
+    if feature["kind"] == "numeric": return f"outside the {feature['low']:g} to {feature['high']:g} of training"
+    return "never seen in training"
+
+# %% ../../nbs/serve/02_scoring.ipynb #ecddfefd
 @dataclass(slots=True)
 class Scored:
     "Scores of one request, in its order"
-    n: int
+    n: int                         # number of rows
     ids: list                      # prediction ids
     score: np.ndarray
     decision: np.ndarray | None    # None for a regression
-    outlier: np.ndarray | None     # None where the release cannot tell
-    warnings: list                 # of each row, a list of sentences
-    codes: np.ndarray
+    outlier: np.ndarray | None     # None where the release has no outlier score
+    warnings: list                 # for each row, a list of sentences
+    codes: np.ndarray              # the rows as the model sees them
     lines: bytes = b""             # records for the prediction log
-    strange: dict = field(default_factory=dict)    # feature: strange values
+    strange: dict = field(default_factory=dict)    # feature: number of strange values
 
-# %% ../../nbs/serve/02_scoring.ipynb #defa9b5e
+# %% ../../nbs/serve/02_scoring.ipynb #853939f9
 class Prediction(msgspec.Struct):
     "One row's answer"
     prediction_id: str
@@ -102,18 +126,12 @@ class Prediction(msgspec.Struct):
     outlier: bool | None
     warnings: list[str]
 
-# %% ../../nbs/serve/02_scoring.ipynb #7187a8d6
+# %% ../../nbs/serve/02_scoring.ipynb #eaa11ce6
 class Answer(msgspec.Struct):
     "The answer of /v1/predict"
     predictions: list[Prediction]
 
-# %% ../../nbs/serve/02_scoring.ipynb #a1a5a378
-def _record_type(columns):
-    "A msgspec type of one log record: the record's own fields, then the request's columns; what was not given is left out"
-    own = ["prediction_id", "ts", "model", "version", "arm", "score", "decision", "latency_ms"]
-    return msgspec.defstruct("Record", [*((c, object) for c in own), *((f"c{i}", object, msgspec.field(name=c)) for i, c in enumerate(columns))])
-
-# %% ../../nbs/serve/02_scoring.ipynb #c80c763b
+# %% ../../nbs/serve/02_scoring.ipynb #375716a5
 class Scorer:
     "Scores requests with one release"
     def __init__(self,
@@ -122,113 +140,203 @@ class Scorer:
         secret:bytes|None=None, # Key of subjects, from `subject_secret`
         clock:Clock|None=None, # Of the log
     ):
-        self.release, self.art, self.schema, self.arm, self.secret = release, release.art, release.schema, arm, secret
-        self.clock, self.names = clock or Clock(), Ids()
-        cats, feats = self.art.encoder.categories, release.schema.features
-        self.maps = [{v: float(i) for i, v in enumerate(cats[f["name"]])} if f["kind"] == "categorical" else None for f in feats]
-        self.low = [f["low"] if f.get("low") is not None else -np.inf for f in feats]
-        self.high = [f["high"] if f.get("high") is not None else np.inf for f in feats]
-        self.record, self.encoder = _record_type(self.schema.columns), msgspec.json.Encoder()
-        self.binary, self.d = self.art.task == "binary", len(feats)
-        if [f["name"] for f in feats] != self.art.encoder.features: raise MlgovError(f"{self.art.folder}: the model's features and its encoder's differ; train it again")
+        self.release = release
+        self.art = release.art
+        self.schema = release.schema
+        self.arm = arm
+        self.secret = secret
+        self.clock = clock or Clock()
+        self.names = Ids()
+        self.encoder = msgspec.json.Encoder()
+        self.record = _record_type(self.schema.columns)
+        self.binary = self.art.task == "binary"
+        self._prepare_features(release.schema.features)
         self.smoke()
 
-    def smoke(self):
-        "Score and explain the release's example; also compiles what the first request needs"
-        ex = self.release.about["example"]
-        asked = Asked([(ex.get(c, UNSET),) for c in self.schema.columns], 1)
-        got = self.score(asked)
-        if not np.isfinite(got.score).all(): raise MlgovError(f"{self.art.folder}: the score of the release's own example is not finite")
-        explanations(self, got)
+# %% ../../nbs/serve/02_scoring.ipynb #6ec76edc
+@patch
+def _prepare_features(self:Scorer, features):
+    "Codes of categories and ranges of numbers, by the feature's position"
+    encoder = self.art.encoder
+    self.feature_count = len(features)
+    self.category_codes = [_category_codes(encoder, feature) for feature in features]
+    self.low = [feature["low"] if feature.get("low") is not None else -np.inf for feature in features]
+    self.high = [feature["high"] if feature.get("high") is not None else np.inf for feature in features]
+    if [feature["name"] for feature in features] != encoder.features:
+        raise MlgovError(f"{self.art.folder}: the model's features and its encoder's differ; train it again")
 
-# %% ../../nbs/serve/02_scoring.ipynb #41b96c00
+# %% ../../nbs/serve/02_scoring.ipynb #d79e9b8c
+def _category_codes(encoder, feature):
+    "The code of each category of a feature; None for a numeric one"
+    if feature["kind"] != "categorical": return None
+    return {category: float(code) for code, category in enumerate(encoder.categories[feature["name"]])}
+
+# %% ../../nbs/serve/02_scoring.ipynb #5410696f
+def _record_type(columns):
+    "A msgspec type of one log record: its own fields, then the request's columns; `UNSET` is left out"
+    own = ["prediction_id", "ts", "model", "version", "arm", "score", "decision", "latency_ms"]
+    fields = [(name, object) for name in own]
+    fields += [(f"c{index}", object, msgspec.field(name=name)) for index, name in enumerate(columns)]
+    return msgspec.defstruct("Record", fields)
+
+# %% ../../nbs/serve/02_scoring.ipynb #469b1b12
+@patch
+def smoke(self:Scorer):
+    "Score and explain the release's example; `MlgovError` when its score is not finite"
+    example = self.release.about["example"]
+    request = RequestRows([(example.get(column, UNSET),) for column in self.schema.columns], 1)
+    scored = self.score(request)
+    if not np.isfinite(scored.score).all():
+        raise MlgovError(f"{self.art.folder}: the score of the release's own example is not finite")
+    explanations(self, scored)
+
+# %% ../../nbs/serve/02_scoring.ipynb #caaa8843
+def elapsed_ms(
+    started:float, # `time.perf_counter` when the request came, or 0
+)->float|None: # Milliseconds since then; None where nobody measured
+    "The latency that the log keeps"
+    return round((time.perf_counter() - started) * 1e3, 3) if started else None
+
+# %% ../../nbs/serve/02_scoring.ipynb #5809a5f0
+def hashed_subject(
+    scorer:Scorer, # Its key
+    subject, # The caller's id of the person, or UNSET
+): # The keyed hash, or UNSET
+    "The keyed hash of a subject; `BadRequest` 422 where the service has no key"
+    if subject is UNSET: return subject
+    if scorer.secret is None:
+        raise BadRequest(422, "`subject` came, but this service has no key to keep it by; leave it out, "
+                              "or set MLGOV_SUBJECT_KEY where the service runs", field="subject")
+    return subject_key(scorer.secret, subject)
+
+# %% ../../nbs/serve/02_scoring.ipynb #5245a07b
+def _too_far(row, row_count):
+    "The refusal of a row whose score is not finite"
+    message = "its numbers are too large for this model to compute a score"
+    return BadRequest(422, row_prefix(row, row_count) + message, row=row)
+
+# %% ../../nbs/serve/02_scoring.ipynb #092922c0
+def _outlier_flags(scorer, codes):
+    "Which rows are unlike those of training; None where the release has no outlier score"
+    outliers = scorer.release.outliers
+    return None if outliers is None else outliers.score(codes) > outliers.cut
+
+# %% ../../nbs/serve/02_scoring.ipynb #2dcd4856
 def _code(scorer, row, warnings, strange):
-    "Codes of one row's features"
-    out, schema = [], scorer.schema
-    for j, (x, m) in enumerate(zip(row, scorer.maps)):
-        if x is None: out.append(np.nan); continue
-        z = x if m is None else m.get(x)
-        if z is None or (m is None and not scorer.low[j] <= x <= scorer.high[j]):
-            warnings.append(strange_value(schema, scorer.release.card, j, x, 0, 1))
-            strange[schema.names[j]] = 1
-        out.append(np.nan if z is None else z)
-    return out
+    "Codes of one row's features; fills `warnings` and `strange`"
+    codes = []
+    for index, (value, category_codes) in enumerate(zip(row, scorer.category_codes)):
+        if value is None:
+            codes.append(np.nan)
+            continue
+        numeric = category_codes is None
+        code = value if numeric else category_codes.get(value)
+        if code is None or (numeric and not scorer.low[index] <= value <= scorer.high[index]):
+            warnings.append(strange_value(scorer.schema, scorer.release.card, index, value, 0, 1))
+            strange[scorer.schema.names[index]] = 1
+        codes.append(np.nan if code is None else code)
+    return codes
 
-# %% ../../nbs/serve/02_scoring.ipynb #0d039f76
-def _too_far(row, n): return BadRequest(422, f"{f'row {row}: ' if n > 1 else ''}its numbers are too large for this model to compute a score", row=row)
-
-# %% ../../nbs/serve/02_scoring.ipynb #300d6e86
-def _score_one(scorer, asked, started):
+# %% ../../nbs/serve/02_scoring.ipynb #ef0a396d
+def _score_one(scorer, request, started):
     "Score a request of one row"
-    row, warnings, strange = [c[0] for c in asked.columns], [], {}
-    Z = np.array([_code(scorer, row, warnings, strange)], dtype=float)
-    if all(x is None for x in row[:scorer.d]): warnings.append(EMPTY)
-    score, us, o = scorer.art.score_codes(Z), scorer.clock.now(), scorer.release.outliers
-    s = float(score[0])
-    if s - s != 0: raise _too_far(0, 1)
-    decision = int(s >= scorer.art.threshold) if scorer.binary else None
-    name, row[-1] = scorer.names.one(us), hashed_subject(scorer, row[-1])
-    rec = scorer.record(name, iso(us), scorer.art.name, scorer.art.version, scorer.arm, s, decision, elapsed_ms(started), *row)
-    return Scored(1, [name], score, None if decision is None else np.array([decision]), None if o is None else o.score(Z) > o.cut, [warnings], Z, scorer.encoder.encode(rec) + b"\n", strange)
+    row, warnings, strange = [column[0] for column in request.columns], [], {}
+    codes = np.array([_code(scorer, row, warnings, strange)], dtype=float)
+    if all(value is None for value in row[:scorer.feature_count]):
+        warnings.append(EMPTY)
+    scores = scorer.art.score_codes(codes)
+    time_us = scorer.clock.now()
+    score = float(scores[0])
+    if score - score != 0: raise _too_far(0, 1)     # infinite or NaN
+    decision = int(score >= scorer.art.threshold) if scorer.binary else None
+    prediction_id = scorer.names.one(time_us)
+    row[-1] = hashed_subject(scorer, row[-1])
+    art = scorer.art
+    record = scorer.record(prediction_id, iso(time_us), art.name, art.version, scorer.arm, score, decision,
+                           elapsed_ms(started), *row)
+    decisions = None if decision is None else np.array([decision])
+    line = scorer.encoder.encode(record) + b"\n"
+    outlier = _outlier_flags(scorer, codes)
+    return Scored(1, [prediction_id], scores, decisions, outlier, [warnings], codes, line, strange)
 
-# %% ../../nbs/serve/02_scoring.ipynb #72e736e6
-def elapsed_ms(started): return round((time.perf_counter() - started) * 1e3, 3) if started else None
+# %% ../../nbs/serve/02_scoring.ipynb #24846448
+def _column_codes(scorer, index, column):
+    "Codes of a feature's column, and the rows where its value is strange"
+    category_codes = scorer.category_codes[index]
+    if category_codes is None:
+        codes = np.array(column, dtype=float)      # None becomes NaN
+        strange = (codes < scorer.low[index]) | (codes > scorer.high[index])
+    else:
+        codes = np.array([category_codes.get(value) for value in column], dtype=float)
+        strange = np.isnan(codes)
+    return codes, [row for row in np.flatnonzero(strange) if column[row] is not None]
 
-# %% ../../nbs/serve/02_scoring.ipynb #c2b57a4c
-def hashed_subject(scorer, v):
-    "The keyed hash of a subject; without a key none can be kept"
-    if v is UNSET: return v
-    if scorer.secret is None: raise BadRequest(422, "`subject` came, but this service has no key to keep it by; leave it out, or set MLGOV_SUBJECT_KEY where the service runs", field="subject")
-    return subject_key(scorer.secret, v)
-
-# %% ../../nbs/serve/02_scoring.ipynb #b1d4e799
-def _code_many(scorer, asked):
+# %% ../../nbs/serve/02_scoring.ipynb #67140cfa
+def _code_many(scorer, request):
     "Codes, warnings and counts of strange values of many rows"
-    Z, warnings, strange = np.empty((asked.n, scorer.d)), [[] for _ in range(asked.n)], {}
-    for j, (col, m) in enumerate(zip(asked.columns, scorer.maps)):
-        Z[:, j] = np.array(col if m is None else [m.get(v) for v in col], dtype=float)     # None becomes NaN
-        odd = (Z[:, j] < scorer.low[j]) | (Z[:, j] > scorer.high[j]) if m is None else np.isnan(Z[:, j])
-        at = [i for i in np.flatnonzero(odd) if col[i] is not None]
-        for i in at: warnings[i].append(strange_value(scorer.schema, scorer.release.card, j, col[i], int(i), asked.n))
-        if at: strange[scorer.schema.names[j]] = len(at)
-    for i in np.flatnonzero(np.isnan(Z).all(axis=1)):
-        if all(c[i] is None for c in asked.columns[:scorer.d]): warnings[i].append(EMPTY)
-    return Z, warnings, strange
+    codes = np.empty((request.n, scorer.feature_count))
+    warnings = [[] for _ in range(request.n)]
+    strange = {}
+    features = request.columns[:scorer.feature_count]
+    for index, column in enumerate(features):
+        codes[:, index], strange_rows = _column_codes(scorer, index, column)
+        for row in strange_rows:
+            value = column[row]
+            warnings[row].append(strange_value(scorer.schema, scorer.release.card, index, value, int(row), request.n))
+        if strange_rows:
+            strange[scorer.schema.names[index]] = len(strange_rows)
+    for row in np.flatnonzero(np.isnan(codes).all(axis=1)):
+        if all(column[row] is None for column in features):
+            warnings[row].append(EMPTY)
+    return codes, warnings, strange
 
-# %% ../../nbs/serve/02_scoring.ipynb #ac55be78
-def _score_many(scorer, asked, started):
+# %% ../../nbs/serve/02_scoring.ipynb #4cc93b91
+def _record_lines(scorer, request, ids, time_us, score, decision, started):
+    "The log's records of many rows, as JSON lines"
+    columns = list(request.columns)
+    if scorer.secret is not None or any(subject is not UNSET for subject in columns[-1]):
+        columns[-1] = [hashed_subject(scorer, subject) for subject in columns[-1]]
+    decisions = repeat(None) if decision is None else decision.tolist()
+    same = [iso(time_us), scorer.art.name, scorer.art.version, scorer.arm]
+    records = map(scorer.record, ids, *map(repeat, same), score.tolist(), decisions, repeat(elapsed_ms(started)),
+                  *columns)
+    return scorer.encoder.encode_lines(list(records))
+
+# %% ../../nbs/serve/02_scoring.ipynb #cec2bdc1
+def _score_many(scorer, request, started):
     "Score a request of many rows"
-    Z, warnings, strange = _code_many(scorer, asked)
-    score, us, o, art = scorer.art.score_codes(Z), scorer.clock.now(), scorer.release.outliers, scorer.art
-    if not np.isfinite(score).all(): raise _too_far(int(np.argmin(np.isfinite(score))), asked.n)
-    decision = art.decide(score) if scorer.binary else None
-    names, cols = scorer.names.many(us, asked.n), list(asked.columns)
-    if scorer.secret is not None or any(v is not UNSET for v in cols[-1]): cols[-1] = [hashed_subject(scorer, v) for v in cols[-1]]
-    told = decision.tolist() if scorer.binary else repeat(None)
-    recs = map(scorer.record, names, repeat(iso(us)), repeat(art.name), repeat(art.version), repeat(scorer.arm), score.tolist(), told, repeat(elapsed_ms(started)), *cols)
-    return Scored(asked.n, names, score, decision, None if o is None else o.score(Z) > o.cut, warnings, Z, scorer.encoder.encode_lines(list(recs)), strange)
+    codes, warnings, strange = _code_many(scorer, request)
+    score = scorer.art.score_codes(codes)
+    time_us = scorer.clock.now()
+    finite = np.isfinite(score)
+    if not finite.all(): raise _too_far(int(np.argmin(finite)), request.n)
+    decision = scorer.art.decide(score) if scorer.binary else None
+    ids = scorer.names.many(time_us, request.n)
+    lines = _record_lines(scorer, request, ids, time_us, score, decision, started)
+    outlier = _outlier_flags(scorer, codes)
+    return Scored(request.n, ids, score, decision, outlier, warnings, codes, lines, strange)
 
-# %% ../../nbs/serve/02_scoring.ipynb #df450cfd
-def score(
-    scorer:Scorer, # The model
-    asked:Asked, # Checked rows
+# %% ../../nbs/serve/02_scoring.ipynb #5d7a30b9
+@patch
+def score(self:Scorer,
+    request:RequestRows, # Checked rows
     started:float=0.0, # `time.perf_counter` when the request came
-)->Scored: # Scores, and the records to be logged before they are told
+)->Scored: # Scores, and the records to be logged before the caller gets them
     "Score a request, whatever protocol it came by; `BadRequest` for what the card refuses"
-    return (_score_one if asked.n == 1 else _score_many)(scorer, asked, started)
-Scorer.score = score
+    return (_score_one if request.n == 1 else _score_many)(self, request, started)
 
-# %% ../../nbs/serve/02_scoring.ipynb #d3b33f4f
+# %% ../../nbs/serve/02_scoring.ipynb #4bed121c
 def predictions(
     scorer:Scorer, # The model
-    got:Scored, # From `score`
+    scored:Scored, # From `score`
 )->list[Prediction]: # One per row
     "The native answer"
-    told = repeat(None) if got.decision is None else got.decision.tolist()
-    odd = repeat(None) if got.outlier is None else got.outlier.tolist()
-    return list(map(Prediction, got.ids, got.score.tolist(), told, repeat(scorer.art.name), repeat(scorer.art.version), repeat(scorer.arm), odd, got.warnings))
+    decisions = repeat(None) if scored.decision is None else scored.decision.tolist()
+    outliers = repeat(None) if scored.outlier is None else scored.outlier.tolist()
+    same = map(repeat, [scorer.art.name, scorer.art.version, scorer.arm])
+    return list(map(Prediction, scored.ids, scored.score.tolist(), decisions, *same, outliers, scored.warnings))
 
-# %% ../../nbs/serve/02_scoring.ipynb #466af160
+# %% ../../nbs/serve/02_scoring.ipynb #ff09baa0
 class Contribution(msgspec.Struct):
     "What one feature adds"
     feature: str
@@ -236,13 +344,13 @@ class Contribution(msgspec.Struct):
     contribution: float      # raw-score units (log-odds, or the target's)
     in_score: float          # units of the score
 
-# %% ../../nbs/serve/02_scoring.ipynb #2dea617a
+# %% ../../nbs/serve/02_scoring.ipynb #b4fac8fc
 class Reason(Contribution):
     "One of the largest contributions, in words"
     text: str
-    flag: str                # '' or what to look at: a protected attribute, or a stand-in for one
+    flag: str                # '' or what to look at: a protected attribute, or a proxy for one
 
-# %% ../../nbs/serve/02_scoring.ipynb #1fbb7951
+# %% ../../nbs/serve/02_scoring.ipynb #64db7902
 class Explained(Prediction):
     "One row's answer with its reasons"
     base: float
@@ -251,26 +359,43 @@ class Explained(Prediction):
     reasons: list[Reason]
     counterfactuals: list[dict] | None
 
-# %% ../../nbs/serve/02_scoring.ipynb #3f595ca0
+# %% ../../nbs/serve/02_scoring.ipynb #1d0cc55b
 class Explanations(msgspec.Struct):
     "The answer of /v1/explain"
     predictions: list[Explained]
 
-# %% ../../nbs/serve/02_scoring.ipynb #e85b0a35
+# %% ../../nbs/serve/02_scoring.ipynb #765f6fe2
 def explanations(
     scorer:Scorer, # The model
-    got:Scored, # From `score`
+    scored:Scored, # From `score`
     top:int=4, # Reasons per row
-    turn:bool=False, # Look for counterfactuals too
+    turn:bool=False, # Look for changes of the row that would change the decision?
 )->list[Explained]: # One per row
-    "The native answer with contributions, reasons and, when asked, the nearest changes that would turn the decision"
+    "The native answer with contributions, reasons and, on request, counterfactuals; `BadRequest` 422 when it has none"
+    art = scorer.art
+    if turn and not scorer.binary:
+        message = f"{art.name} predicts a value and takes no decision, so there is none to change"
+        raise BadRequest(422, message, field="counterfactuals")
+    explanation = _additive_explanation(art, scored.codes)
+    return [_explained(scorer, explanation, scored.codes, row, prediction, top, turn)
+            for row, prediction in enumerate(predictions(scorer, scored))]
+
+# %% ../../nbs/serve/02_scoring.ipynb #751e780d
+def _additive_explanation(art, codes):
+    "Contributions that add up to the score; `BadRequest` 422 where they do not"
+    try:
+        return explain_codes(art, codes)
+    except NotAdditive:
+        raise BadRequest(422, "the reasons do not add up to the score, because a number is too large for that; "
+                              "ask /v1/predict for the score alone") from None
+
+# %% ../../nbs/serve/02_scoring.ipynb #a6f92811
+def _explained(scorer, explanation, codes, row, prediction, top, turn):
+    "The answer of one row of an explanation"
     art, card = scorer.art, scorer.release.card
-    if turn and not scorer.binary: raise BadRequest(422, f"{art.name} predicts a value and takes no decision, so there is none to turn", field="counterfactuals")
-    try: ex, out = explain_codes(art, got.codes), []
-    except NotAdditive: raise BadRequest(422, "the reasons do not add up to the score, because a number is too large for that; ask /v1/predict for the score alone") from None
-    for i, p in enumerate(predictions(scorer, got)):
-        order = ranked(ex, art.encoder, i)
-        every, said = [Contribution(**r) for r in order], [Reason(**r) for r in reasons(art, card, ex, i, top, order)]
-        ways = counterfactuals(art, card, got.codes[i]) if turn else None
-        out.append(Explained(**msgspec.structs.asdict(p), base=ex.base, base_score=ex.score_base, contributions=every, reasons=said, counterfactuals=ways))
-    return out
+    order = ranked(explanation, art.encoder, row)
+    contributions = [Contribution(**contribution) for contribution in order]
+    largest = [Reason(**reason) for reason in reasons(art, card, explanation, row, top, order)]
+    changes = counterfactuals(art, card, codes[row]) if turn else None
+    return Explained(**msgspec.structs.asdict(prediction), base=explanation.base, base_score=explanation.score_base,
+                     contributions=contributions, reasons=largest, counterfactuals=changes)

@@ -117,7 +117,8 @@ def _bandwidth(rows):
     "Median distance of pairs of rows; 1 where there is none"
     import torch
     if len(rows) <= 3: return torch.ones((), dtype=rows.dtype)
-    median = torch.cdist(rows[::2], rows[1::2]).median()
+    exact = "donot_use_mm_for_euclid_dist"      # with the matrix product, square roots differ between processors
+    median = torch.cdist(rows[::2], rows[1::2], compute_mode=exact).median()
     return median if median > 0 else torch.ones_like(median)
 
 # %% ../../nbs/stats/03_two_sample.ipynb #c720e975
