@@ -14,6 +14,7 @@ def test_readme_commands_all_run(spare):
     spare.run("git add -A && (git diff --cached --quiet || git commit -qm evidence)")
     for c in commands:
         if c in elsewhere or c.startswith("curl "): continue   # curl: test_service
+        if c.startswith("mlgov audit drift"): c = f"{{ {c} || test $? = 1; }}"   # 1: it drifted too far, which is an answer
         spare.run(c if c.startswith("source") else f"source .venv/bin/activate && {c}")
     acs = json.loads((spare.scope("acs_employment")/"drift.verdict.json").read_text())
     assert acs["verdict"] == "pass", "hardly anything changes in the ACS data: the audit must stay quiet"
