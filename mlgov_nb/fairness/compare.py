@@ -5,55 +5,121 @@
 # %% auto #0
 __all__ = ['COMPARED', 'COLUMNS', 'two_rates', 'two_means', 'compare_groups', 'decide_groups', 'difference_measures']
 
-# %% ../../nbs/fairness/02_compare.ipynb #b251f036
+# %% ../../nbs/fairness/02_compare.ipynb #1877356b
 import numpy as np
 import pandas as pd
 from scipy.stats import hypergeom, t as student
 
 from ..data.groups import cross, group_name
 from .rates import CELLS, count_groups, rate_parts, score_groups
-from ..stats.measures import measure, wilson
+from ..stats.measures import Measure, measure, wilson
 from ..stats.significance import adjust_tables
 
-# %% ../../nbs/fairness/02_compare.ipynb #5016e9e5
+# %% ../../nbs/fairness/02_compare.ipynb #cbd6d304
+def _mid_p(hits, n, other_hits, other_n):
+    "Two-sided mid-p of Fisher's exact test"
+    null = hypergeom(n + other_n, hits + other_hits, n)
+    half = null.pmf(hits) / 2
+    return float(min(2 * min(null.cdf(hits) - half, null.sf(hits) + half), 1.0))
+
+# %% ../../nbs/fairness/02_compare.ipynb #ae2508c5
 def two_rates(
-    k:int, n:int, # Hits and rows of a group
-    k0:int, n0:int, # Of what it is compared with
+    hits:int, # Hits of a group
+    n:int, # Its rows
+    other_hits:int, # Hits of what it is compared with
+    other_n:int, # Its rows
 )->tuple[float, float, float, float]: # Difference of the rates, its 95% interval, p-value
     "Compare two independent rates (Newcombe 1998; Fisher's exact test, mid-p)"
-    p, q = k / n, k0 / n0
-    (l1, u1), (l2, u2) = wilson(k, n), wilson(k0, n0)
-    d = p - q
-    h = hypergeom(n + n0, k + k0, n)
-    half = h.pmf(k) / 2
-    both = 2 * min(h.cdf(k) - half, h.sf(k) + half)
-    return d, d - np.hypot(p - l1, u2 - q), d + np.hypot(u1 - p, q - l2), float(min(both, 1.0))
+    p, q = hits / n, other_hits / other_n
+    (p_low, p_high), (q_low, q_high) = wilson(hits, n), wilson(other_hits, other_n)
+    low = p - q - np.hypot(p - p_low, q_high - q)
+    high = p - q + np.hypot(p_high - p, q - q_low)
+    return p - q, low, high, _mid_p(hits, n, other_hits, other_n)
 
-# %% ../../nbs/fairness/02_compare.ipynb #47ee7483
+# %% ../../nbs/fairness/02_compare.ipynb #13aaaf73
 def two_means(
-    m:float, se:float, n:int, # Mean, standard error, rows of a group
-    m0:float, se0:float, n0:int, # Of what it is compared with
+    mean:float, # Mean of a group
+    se:float, # Its standard error
+    n:int, # Its rows
+    other_mean:float, # Mean of what it is compared with
+    other_se:float, # Its standard error
+    other_n:int, # Its rows
 )->tuple[float, float, float, float]: # Difference of the means, its 95% interval, p-value
     "Compare two independent means (Welch 1947)"
-    d, s, tiny = m - m0, np.hypot(se, se0), 1e-12 * max(abs(m), abs(m0))
-    if s <= tiny: return d, d, d, 1.0 if abs(d) <= tiny else 0.0       # constants: what is left is rounding
-    df = s**4 / (se**4 / max(n - 1, 1) + se0**4 / max(n0 - 1, 1))
-    return d, d - student.ppf(0.975, df) * s, d + student.ppf(0.975, df) * s, float(2 * student.sf(abs(d) / s, df))
+    difference, spread = mean - other_mean, np.hypot(se, other_se)
+    rounding = 1e-12 * max(abs(mean), abs(other_mean))
+    if spread <= rounding: return difference, difference, difference, 1.0 if abs(difference) <= rounding else 0.0
+    df = spread**4 / (se**4 / max(n - 1, 1) + other_se**4 / max(other_n - 1, 1))
+    half = student.ppf(0.975, df) * spread
+    return difference, difference - half, difference + half, float(2 * student.sf(abs(difference) / spread, df))
 
-# %% ../../nbs/fairness/02_compare.ipynb #6c41c82f
-COMPARED = dict(binary=["selection_rate", "true_positive_rate", "false_positive_rate", "positive_predictive_value", "accuracy"], regression=["mean_prediction", "mean_error", "mae"])
+# %% ../../nbs/fairness/02_compare.ipynb #e9d46877
+COMPARED = dict(
+    binary=["selection_rate", "true_positive_rate", "false_positive_rate", "positive_predictive_value", "accuracy"],
+    regression=["mean_prediction", "mean_error", "mae"],
+)
 COLUMNS = ["measure", "attribute", "group", "against", "value", "base", "difference", "low", "high", "n", "p"]
 
-def _rest(t, g):
-    "Pooled moments of all groups but one: mean, standard error, rows"
-    r = t.drop(g).dropna(subset="value")
-    n = r.n.sum()
-    if n < 2: return np.nan, np.nan, int(n)
-    m = (r.n * r.value).sum() / n
-    ss = ((r.se.fillna(0) ** 2 * r.n) * (r.n - 1)).sum() + (r.n * (r.value - m) ** 2).sum()
-    return m, np.sqrt(ss / (n - 1) / n), int(n)
+# %% ../../nbs/fairness/02_compare.ipynb #778f760e
+def _compared_rates(own, other, min_n):
+    "Value, base, difference, low, high, n and p of two rates, each (hits, rows)"
+    (hits, n), (other_hits, other_n) = own, other
+    if not min(n, other_n) >= min_n: return *(np.nan,) * 5, n, np.nan
+    *difference, p = two_rates(hits, n, other_hits, other_n)
+    return hits / n, other_hits / other_n, *difference, n, p
 
-# %% ../../nbs/fairness/02_compare.ipynb #af37f1f8
+def _compared_means(own, other, min_n):
+    "Value, base, difference, low, high, n and p of two means, each (mean, standard error, rows)"
+    n = own[2]
+    if not min(n, other[2]) >= min_n: return *(np.nan,) * 5, n, np.nan
+    *difference, p = two_means(*own, *other)
+    return own[0], other[0], *difference, n, p
+
+# %% ../../nbs/fairness/02_compare.ipynb #6f51334e
+def _other_cells(counts, group, privileged):
+    "Counts of what a group is compared with: the privileged group's, or the sum of all others; zero where it is absent"
+    if privileged in counts.index: return counts.loc[privileged, CELLS].to_numpy()
+    if privileged is not None: return np.zeros(4)
+    return counts[CELLS].to_numpy().sum(axis=0) - counts.loc[group, CELLS].to_numpy()
+
+# %% ../../nbs/fairness/02_compare.ipynb #09bf2eda
+def _rate_rows(counts, privileged, min_n):
+    "Measure, group and comparison of every rate and group"
+    for name in COMPARED["binary"]:
+        for group in counts.index:
+            if group == privileged: continue
+            own, other = counts.loc[group, CELLS].to_numpy(), _other_cells(counts, group, privileged)
+            yield name, group, _compared_rates(rate_parts(own, name), rate_parts(other, name), min_n)
+
+# %% ../../nbs/fairness/02_compare.ipynb #0146ce6a
+def _pooled_others(table, group):
+    "Mean, standard error and rows of all groups but one"
+    others = table.drop(group).dropna(subset="value")
+    n = others.n.sum()
+    if n < 2: return np.nan, np.nan, int(n)
+    mean = (others.n * others.value).sum() / n
+    within = ((others.se.fillna(0) ** 2 * others.n) * (others.n - 1)).sum()
+    between = (others.n * (others.value - mean) ** 2).sum()
+    return mean, np.sqrt((within + between) / (n - 1) / n), int(n)
+
+# %% ../../nbs/fairness/02_compare.ipynb #fcaf2d7d
+def _other_mean(table, group, privileged):
+    "Mean, standard error and rows of what a group is compared with; no rows where it is absent"
+    if privileged in table.index: return tuple(table.loc[privileged, ["value", "se", "n"]])
+    if privileged is not None: return np.nan, np.nan, 0
+    return _pooled_others(table, group)
+
+# %% ../../nbs/fairness/02_compare.ipynb #b801dd5b
+def _mean_rows(tables, privileged, min_n):
+    "Measure, group and comparison of every mean and group"
+    for name in COMPARED["regression"]:
+        table = tables[name]
+        for group, row in table.iterrows():
+            if group == privileged: continue
+            other = _other_mean(table, group, privileged)
+            yield name, group, _compared_means((row.value, row.se, row.n), other, min_n)
+
+# %% ../../nbs/fairness/02_compare.ipynb #0f5e47aa
 def compare_groups(
     df:pd.DataFrame, # Rows with the protected attributes
     attributes:list[list[str]], # Attributes and intersections
@@ -62,52 +128,48 @@ def compare_groups(
     score:np.ndarray, # Scores
     threshold:float, # Where decisions are cut (binary)
     min_n:int=30, # Smaller groups, or sides, are not compared
-    privileged:dict[str, str]|None=None, # Attribute: the group that the others are compared with; without one, each group with all others
+    privileged:dict[str, str]|None=None, # Attribute: the group that others are compared with; else with all others
 )->pd.DataFrame: # One row per comparison; p is NaN where it cannot be made
     "Compare each group with the privileged one, or with everybody else"
-    out = []
-    for attrs in attributes:
-        group, subject = cross(df, attrs), " & ".join(attrs)
-        best = group_name(subject, privileged[subject]) if privileged and subject in privileged else None
-        parts = _rate_rows(count_groups(group, y, score >= threshold), best, min_n) if task == "binary" else _mean_rows(score_groups(group, task, y, score), best, min_n)
-        out += [dict(zip(COLUMNS, (m, subject, g, best or "all others", *r))) for m, g, r in parts]
-    return pd.DataFrame(out, columns=COLUMNS)
+    rows, privileged = [], privileged or {}
+    for names in attributes:
+        group, subject = cross(df, names), " & ".join(names)
+        best = group_name(subject, privileged[subject]) if subject in privileged else None
+        if task == "binary":
+            compared = _rate_rows(count_groups(group, y, score >= threshold), best, min_n)
+        else:
+            compared = _mean_rows(score_groups(group, task, y, score), best, min_n)
+        for name, own, numbers in compared:
+            rows.append(dict(zip(COLUMNS, (name, subject, own, best or "all others", *numbers))))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
-# %% ../../nbs/fairness/02_compare.ipynb #b970882d
-def _rate_rows(t, best, min_n):
-    cells, total = t[CELLS].to_numpy(), t[CELLS].to_numpy().sum(axis=0)
-    for name in COMPARED["binary"]:
-        for g, c in zip(t.index, cells):
-            if g == best: continue
-            other = t.loc[best, CELLS].to_numpy() if best in t.index else total - c if best is None else np.zeros(4)
-            (k, n), (k0, n0) = rate_parts(c, name), rate_parts(other, name)
-            ok = min(n, n0) >= min_n
-            yield name, g, (k / n, k0 / n0, *(v := two_rates(k, n, k0, n0))[:3], n, v[3]) if ok else (np.nan,) * 5 + (n, np.nan)
-
-# %% ../../nbs/fairness/02_compare.ipynb #9bc6329b
-def _mean_rows(tables, best, min_n):
-    for name in COMPARED["regression"]:
-        t = tables[name]
-        for g, r in t.iterrows():
-            if g == best: continue
-            m0, se0, n0 = tuple(t.loc[best, ["value", "se", "n"]]) if best in t.index else _rest(t, g) if best is None else (np.nan, np.nan, 0)
-            ok = min(r.n, n0) >= min_n
-            yield name, g, (r.value, m0, *(v := two_means(r.value, r.se, r.n, m0, se0, n0))[:3], r.n, v[3]) if ok else (np.nan,) * 5 + (r.n, np.nan)
-
-# %% ../../nbs/fairness/02_compare.ipynb #2fec1ca3
+# %% ../../nbs/fairness/02_compare.ipynb #33ebcc51
 def decide_groups(
     tables:dict[str, pd.DataFrame], # Window: from `compare_groups`
     alpha:float=0.05, # Share of named groups that may be named wrongly
 )->dict[str, pd.DataFrame]: # The same with `p_adjusted` and `differs` (None: cannot tell)
-    "Which differences are certain, over all comparisons of the audit together (Benjamini and Hochberg 1995)"
-    return {k: t.assign(differs=[None if np.isnan(v) else bool(v <= alpha) for v in t.p_adjusted]) for k, t in adjust_tables(tables).items()}
+    "Which differences are significant, over all comparisons of the audit together (Benjamini and Hochberg 1995)"
+    decided = {}
+    for window, table in adjust_tables(tables).items():
+        differs = [None if np.isnan(p) else bool(p <= alpha) for p in table.p_adjusted]
+        decided[window] = table.assign(differs=differs)
+    return decided
 
-# %% ../../nbs/fairness/02_compare.ipynb #1515bedc
+# %% ../../nbs/fairness/02_compare.ipynb #42f8eb4b
+def _note(row):
+    "A comparison in a sentence"
+    if row.differs is None: return f"{row.group}: too few rows to compare"
+    values = f"{row.value:.3f} against {row.base:.3f} of {row.against}"
+    return f"{row.group} {values} (adjusted p {row.p_adjusted:.2g})"
+
+# %% ../../nbs/fairness/02_compare.ipynb #6b9ff4ac
 def difference_measures(
-    t:pd.DataFrame, # One window of `decide_groups`
-)->list[dict]: # Per measure and group: the gap, with `differs` and a sentence
+    compared:pd.DataFrame, # One window of `decide_groups`
+)->list[Measure]: # Per measure and group: the gaps, then `differs` with a sentence
     "Comparisons as records of the measures file"
-    def note(r): return f"{r.group} {r.value:.3f} against {r.base:.3f} of {r.against} (adjusted p {r.p_adjusted:.2g})" if r.differs is not None else f"{r.group}: too few rows to compare"
-    rows = list(t.itertuples())
-    gaps = [measure(f"{r.measure}_gap", r.group, r.difference, r.n, r.low, r.high) for r in rows]
-    return gaps + [{**measure("differs", f"{r.measure} of {r.group}", None if r.differs is None else float(r.differs), r.n), "note": note(r)} for r in rows]
+    gaps, decisions = [], []
+    for row in compared.itertuples():
+        gaps.append(measure(f"{row.measure}_gap", row.group, row.difference, row.n, row.low, row.high))
+        differs = None if row.differs is None else float(row.differs)
+        decisions.append(measure("differs", f"{row.measure} of {row.group}", differs, row.n, note=_note(row)))
+    return gaps + decisions
