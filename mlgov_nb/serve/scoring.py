@@ -221,17 +221,18 @@ def _outlier_flags(scorer, codes):
     outliers = scorer.release.outliers
     return None if outliers is None else outliers.score(codes) > outliers.cut
 
-# %% ../../nbs/serve/02_scoring.ipynb #2dcd4856
+# %% ../../nbs/serve/02_scoring.ipynb #a04a9ff0
 def _code(scorer, row, warnings, strange):
     "Codes of one row's features; fills `warnings` and `strange`"
     codes = []
-    for index, (value, category_codes) in enumerate(zip(row, scorer.category_codes)):
+    features = zip(row, scorer.category_codes, scorer.low, scorer.high)
+    for index, (value, category_codes, low, high) in enumerate(features):
         if value is None:
             codes.append(np.nan)
             continue
         numeric = category_codes is None
         code = value if numeric else category_codes.get(value)
-        if code is None or (numeric and not scorer.low[index] <= value <= scorer.high[index]):
+        if code is None or (numeric and not low <= value <= high):
             warnings.append(strange_value(scorer.schema, scorer.release.card, index, value, 0, 1))
             strange[scorer.schema.names[index]] = 1
         codes.append(np.nan if code is None else code)
