@@ -57,7 +57,7 @@ def candidate_table(
     of_quality = frame.name.isin(QUALITY[card.task]) & (frame.subject == "all rows")
     of_gap = (frame.name == GAP[card.task]) & frame.subject.isin(list(card.protected))
     picked = frame[of_quality | of_gap]
-    pairs = zip(picked.name, picked.subject)
+    pairs = zip(picked.name, picked.subject, strict=False)
     names = [name if subject == "all rows" else f"{name}, {subject}" for name, subject in pairs]
     return picked.assign(measure=names).pivot(index="candidate", columns="measure", values="value").round(3)
 
@@ -145,7 +145,7 @@ def group_table(
 )->pd.DataFrame: # Measures x groups, as texts; empty without groups
     "Measures by group in words; groups of two attributes together are left out"
     own = [subject.split("=")[0] in attributes and " & " not in subject for subject in groups.subject]
-    shown = groups.loc[own].astype({name: float for name in ("value", "low", "high")})
+    shown = groups.loc[own].astype(dict.fromkeys(("value", "low", "high"), float))
     shown = shown.assign(measure=[words(name) for name in shown.name],
                          text=[_with_interval(row) for row in shown.itertuples()])
     return shown.pivot(index="measure", columns="subject", values="text").fillna("?")

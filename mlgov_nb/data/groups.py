@@ -18,7 +18,7 @@ def band_names(
 )->list[str]: # One more than edges, lowest band first
     "The names of the bands between edges"
     whole = all(float(edge).is_integer() for edge in edges)
-    inner = [f"{low:g}-{(high - 1 if whole else high):g}" for low, high in zip(edges, edges[1:])]
+    inner = [f"{low:g}-{(high - 1 if whole else high):g}" for low, high in zip(edges, edges[1:], strict=False)]
     return [f"<{edges[0]:g}", *inner, f"{edges[-1]:g}+"]
 
 # %% ../../nbs/data/02_groups.ipynb #2eba8b84

@@ -158,7 +158,7 @@ def _report(found, sims, rows, pool, now, top):
 def _ranked(found, texts):
     "Deviation, kind and place of the largest slices; shares and simple conditions first among equals"
     entries = []
-    for kind, deviations in zip(("share", "score"), found):
+    for kind, deviations in zip(("share", "score"), found, strict=False):
         largest = np.argsort(-deviations, kind="stable")[:200]
         entries += [(deviations[at], kind, at) for at in largest if deviations[at] > 0 and texts[at]]
     return sorted(entries, key=lambda entry: (-entry[0], entry[1] != "share", "and" in texts[entry[2]]))

@@ -140,7 +140,7 @@ def compare_groups(
         else:
             compared = _mean_rows(score_groups(group, task, y, score), best, min_n)
         for name, own, numbers in compared:
-            rows.append(dict(zip(COLUMNS, (name, subject, own, best or "all others", *numbers))))
+            rows.append(dict(zip(COLUMNS, (name, subject, own, best or "all others", *numbers), strict=False)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 # %% ../../nbs/fairness/02_compare.ipynb #33ebcc51

@@ -66,7 +66,7 @@ def rate_measures(
     "Every rate of every group, over labelled rows; selection rate of everyone scored; label coverage"
     cells, measures = counts[CELLS].to_numpy(), []
     for name in RATES:
-        for group, hits, n in zip(counts.index, *rate_parts(cells, name)):
+        for group, hits, n in zip(counts.index, *rate_parts(cells, name), strict=False):
             measures.append(rate(name, group, hits, n, min_n))
     for group, row in counts.iterrows():
         measures.append(rate("selection_rate_all", group, row.selected, row.rows, min_n))

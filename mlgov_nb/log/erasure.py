@@ -296,7 +296,7 @@ def _find_in_window(folder, key):
 # %% ../../nbs/log/06_erasure.ipynb #cde48315
 def _window_holds(folder, ids, key):
     "Is any of these predictions in a closed window?"
-    id_columns = {file: "prediction_id" for file in _record_files(folder)}
+    id_columns = dict.fromkeys(_record_files(folder), "prediction_id")
     id_columns[folder/"rows.parquet"] = read_window(folder)["columns"]["id"]
     for file, id_column in id_columns.items():
         source = pq.ParquetFile(file)

@@ -62,8 +62,8 @@ def card_fields(
 )->dict[str, str]: # Name: 'number' or 'category'
     "The columns of a request: the card's protected columns and its features"
     protected = {group.column: "number" if group.bands else "category" for group in card.protected.values()}
-    categorical = {name: "category" for name in card.categorical}
-    numeric = {name: "number" for name in card.numeric}
+    categorical = dict.fromkeys(card.categorical, "category")
+    numeric = dict.fromkeys(card.numeric, "number")
     return {**protected, **categorical, **numeric}
 
 # %% ../../nbs/log/00_record.ipynb #04fcf98d

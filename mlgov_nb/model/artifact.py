@@ -137,7 +137,7 @@ def parity_rows(
     far = [few.assign(**{name: value}) for name in card.numeric for value in (-1e9, 1e9)]
     empty = few.head(1).assign(**{name: _blank(card, name) for name in card.features})
     out = pd.concat([plain, *gaps, *unknown, *far, empty], ignore_index=True)
-    kinds = {name: float for name in card.numeric} | {name: "str" for name in card.categorical}
+    kinds = dict.fromkeys(card.numeric, float) | dict.fromkeys(card.categorical, "str")
     return out.astype(kinds)
 
 # %% ../../nbs/model/03_artifact.ipynb #0670a88a

@@ -80,7 +80,7 @@ def average_trees(
     for name in ("feature", "threshold", "missing_left", "count"):
         out[name] = np.concatenate([arrays[name] for arrays in models])
     for name in ("left", "right", "root"):
-        shifted = [arrays[name] + first for arrays, first in zip(models, start)]
+        shifted = [arrays[name] + first for arrays, first in zip(models, start, strict=False)]
         out[name] = np.concatenate([array.astype(np.int32) for array in shifted])
     out["value"] = np.concatenate([share * arrays["value"] for share, arrays in parts])
     out["baseline"] = sum(share * arrays["baseline"] for share, arrays in parts)
@@ -99,7 +99,7 @@ def _tree_explainer(parts, Z):
 def _boosting_curve(parts):
     "Losses of the model with the largest share, step by step"
     _, model = max(parts, key=lambda part: part[0])
-    losses = zip(model.train_score_, model.validation_score_)
+    losses = zip(model.train_score_, model.validation_score_, strict=False)
     return [dict(train_loss=-train, valid_loss=-valid) for train, valid in losses]
 
 # %% ../../nbs/model/05_candidates.ipynb #9eea53fe
@@ -167,7 +167,7 @@ def _network(widths, dropout):
     "Layers of the given widths with rectifiers and dropout between, and one output"
     from torch import nn
     layers = []
-    for inputs, outputs in zip(widths[:-1], widths[1:]):
+    for inputs, outputs in zip(widths[:-1], widths[1:], strict=False):
         layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 

@@ -105,7 +105,7 @@ def importance_shares(
     "How much the model relies on each feature; the shares sum to 1"
     size = np.abs(ex.values).mean(axis=0) if len(ex.values) else np.zeros(len(ex.features))
     if not size.sum() > 0: return {}
-    return {name: float(value / size.sum()) for name, value in zip(ex.features, size)}
+    return {name: float(value / size.sum()) for name, value in zip(ex.features, size, strict=False)}
 
 # %% ../../nbs/model/07_contributions.ipynb #8dfc274d
 def ranked(
@@ -115,7 +115,7 @@ def ranked(
 )->list[dict]: # feature, value, contribution (raw-score units), in_score (probability); largest first
     "What moved the score of one row, as plain data"
     columns = (ex.features, shown(enc, ex.codes[i]), ex.values[i].tolist(), ex.score_values[i].tolist())
-    rows = [dict(zip(("feature", "value", "contribution", "in_score"), row)) for row in zip(*columns)]
+    rows = [dict(zip(("feature", "value", "contribution", "in_score"), row, strict=False)) for row in zip(*columns, strict=False)]
     return sorted(rows, key=lambda row: -abs(row["contribution"]))
 
 # %% ../../nbs/model/07_contributions.ipynb #576f8a83

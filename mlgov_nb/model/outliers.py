@@ -174,7 +174,7 @@ def _spread(X):
 # %% ../../nbs/model/06_outliers.ipynb #abe28c09
 def _distance(X, middle, below, above):
     "Distance from the median in deviations of its side"
-    return np.abs(X - middle) / np.where(X < middle, below, above)
+    return np.abs(X - middle) / np.where(middle > X, below, above)
 
 # %% ../../nbs/model/06_outliers.ipynb #f59c649b
 def _present(column):
@@ -193,7 +193,7 @@ def _rarities(enc, Z):
     "Of each feature, digits of surprise of its categories and of a missing value; a number has one category, 'present'"
     count = len(enc.numeric)
     numbers = [_rarity(np.where(np.isnan(column), np.nan, 0), 1) for column in Z[:, :count].T]
-    return numbers + [_rarity(column, len(levels)) for column, levels in zip(Z[:, count:].T, enc.levels)]
+    return numbers + [_rarity(column, len(levels)) for column, levels in zip(Z[:, count:].T, enc.levels, strict=False)]
 
 # %% ../../nbs/model/06_outliers.ipynb #b455c0e8
 def _joint(X):
@@ -242,7 +242,7 @@ def to_arrays(
 # %% ../../nbs/model/06_outliers.ipynb #c43885e3
 def _parted(values, starts):
     "What `_joined` joined"
-    return [values[begin:end] for begin, end in zip(starts, starts[1:])]
+    return [values[begin:end] for begin, end in zip(starts, starts[1:], strict=False)]
 
 # %% ../../nbs/model/06_outliers.ipynb #4b52c5c5
 def from_arrays(

@@ -158,7 +158,7 @@ def tree_tables(
     leaves, start, f, lo, hi, passes, z = _paths(tuple(arrays[name] for name in NODES))
     value = arrays["value"][leaves]
     k = np.diff(start)
-    share = np.array([z[begin:end].prod() for begin, end in zip(start, start[1:])])
+    share = np.array([z[begin:end].prod() for begin, end in zip(start, start[1:], strict=False)])
     offset = _offsets(k, most)
     x, w = _quadrature((max(k.max(initial=1), 1) + 1) // 2)
     fixed, known = given if given is not None else (-1, False)

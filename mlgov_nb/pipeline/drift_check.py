@@ -133,7 +133,7 @@ def _with_rows(comparison, rows, columns, model):
     if not model or "score" in comparison.before: return comparison
     bins = profile(before[["score"]])
     return replace(comparison, before=comparison.before | bins, now=comparison.now | profile(now, bins),
-                   quiet=[found | profile(frame, bins) for found, frame in zip(comparison.quiet, quiet)])
+                   quiet=[found | profile(frame, bins) for found, frame in zip(comparison.quiet, quiet, strict=False)])
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #5ed30cbd
 def drift_of(

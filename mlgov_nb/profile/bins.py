@@ -132,7 +132,7 @@ class _Learner:
         self.numbers = [name for name, kind in kinds.items() if kind != "categorical"]
         self.sample = _Sample(self.numbers)
         self.rows = 0
-        self.ranges = {name: (np.inf, -np.inf) for name in self.numbers}
+        self.ranges = dict.fromkeys(self.numbers, (np.inf, -np.inf))
         self.categories = {name: Counter() for name, kind in kinds.items() if kind == "categorical"}
         self.too_many = set()               # columns with more than MAX_DISTINCT categories
 
@@ -172,11 +172,11 @@ def add(self:_Learner,
     "Learn from a piece of the reference"
     def numbers_of(name): return reading(where, name, as_numbers, arrays[name], self.kinds[name], name, where)
     def categories_of(name): return reading(where, name, category_counts, arrays[name])
-    values = dict(zip(self.numbers, pool.map(numbers_of, self.numbers)))
+    values = dict(zip(self.numbers, pool.map(numbers_of, self.numbers), strict=False))
     self.sample.add_rows(file, start, values)
-    for name, (low, high) in zip(self.numbers, pool.map(_range, values.values())): self._widen(name, low, high)
-    for name, (categories, counts, _) in zip(self.categories, pool.map(categories_of, list(self.categories))):
-        self._count(name, zip(categories, counts.tolist()))
+    for name, (low, high) in zip(self.numbers, pool.map(_range, values.values()), strict=False): self._widen(name, low, high)
+    for name, (categories, counts, _) in zip(self.categories, pool.map(categories_of, list(self.categories)), strict=False):
+        self._count(name, zip(categories, counts.tolist(), strict=False))
     self.rows += len(next(iter(arrays.values())))
 
 # %% ../../nbs/profile/03_bins.ipynb #8771703d
@@ -206,7 +206,7 @@ def _column(self:_Learner, name, sample):
 def bins(self:_Learner)->Profile: # Nothing counted yet
     "The bins"
     self.sample.shrink()
-    sample = dict(zip(self.numbers, self.sample.rows[0])) if self.sample.rows else {}
+    sample = dict(zip(self.numbers, self.sample.rows[0], strict=False)) if self.sample.rows else {}
     return {name: self._column(name, sample) for name in self.kinds}
 
 # %% ../../nbs/profile/03_bins.ipynb #75574a84

@@ -72,7 +72,7 @@ def bin_means(
     c:Column, # A numeric column
 )->np.ndarray: # One per bin of finite values, NaN where a bin is empty
     "Mean of the values in each bin"
-    return np.array([total / (n << UNIT) if n else np.nan for total, n in zip(c.sums, c.counts)])
+    return np.array([total / (n << UNIT) if n else np.nan for total, n in zip(c.sums, c.counts, strict=False)])
 
 # %% ../../nbs/profile/02_column.ipynb #d1e28f94
 def _number_text(number):
@@ -94,7 +94,7 @@ def _number_labels(column):
     text = _time_text if column.kind == "time" else _number_text
     edges = [text(edge) for edge in (column.low, *column.bins)]
     high = text(column.high)
-    between = [f"{lower} to <{upper}" for lower, upper in zip(edges, edges[1:])]
+    between = [f"{lower} to <{upper}" for lower, upper in zip(edges, edges[1:], strict=False)]
     inner = edges if column.each else [*between, f"{edges[-1]} to {high}"]
     return [f"<{edges[0]}", *inner, f">{high}", "(-inf)", "(inf)", "(missing)"]
 
@@ -144,8 +144,8 @@ def _best(choose, one, other):
 # %% ../../nbs/profile/02_column.ipynb #662b2368
 def _add_columns(one, other):
     "The sum of two columns with the same bins"
-    return replace(one, counts=tuple(map(sum, zip(one.counts, other.counts))),
-                   sums=tuple(map(sum, zip(one.sums, other.sums))), squares=one.squares + other.squares,
+    return replace(one, counts=tuple(map(sum, zip(one.counts, other.counts, strict=False))),
+                   sums=tuple(map(sum, zip(one.sums, other.sums, strict=False))), squares=one.squares + other.squares,
                    least=_best(min, one.least, other.least), most=_best(max, one.most, other.most))
 
 # %% ../../nbs/profile/02_column.ipynb #b2cc02c1

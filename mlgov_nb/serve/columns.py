@@ -100,5 +100,5 @@ def column_roles(
     for feature in schema.features:
         empty_is_category = feature["kind"] == "categorical" and "" in feature["categories"]
         roles[feature["name"]] = (feature["kind"], empty_is_category)
-    roles |= {name: ("protected", False) for name in schema.protected}
+    roles |= dict.fromkeys(schema.protected, ("protected", False))
     return roles | {"subject": ("subject", False)}

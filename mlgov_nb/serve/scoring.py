@@ -225,7 +225,7 @@ def _outlier_flags(scorer, codes):
 def _code(scorer, row, warnings, strange):
     "Codes of one row's features; fills `warnings` and `strange`"
     codes = []
-    features = zip(row, scorer.category_codes, scorer.low, scorer.high)
+    features = zip(row, scorer.category_codes, scorer.low, scorer.high, strict=False)
     for index, (value, category_codes, low, high) in enumerate(features):
         if value is None:
             codes.append(np.nan)

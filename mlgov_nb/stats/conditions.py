@@ -36,7 +36,7 @@ def _range_conditions(name, cuts):
     between = np.eye(cells, dtype=int)[1:-1]
     sets = np.vstack([below, 1 - below, between])
     names = [f"{name} < {text}" for text in texts] + [f"{name} ≥ {text}" for text in texts]
-    names += [f"{low} ≤ {name} < {high}" for low, high in zip(texts, texts[1:])]
+    names += [f"{low} ≤ {name} < {high}" for low, high in zip(texts, texts[1:], strict=False)]
     return sets, names
 
 # %% ../../nbs/stats/04_conditions.ipynb #3d06b3dd

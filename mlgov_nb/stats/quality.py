@@ -176,7 +176,7 @@ def calibration_measures(
     if len(y) < min_n or len(set(y)) < 2: return [measure(name, subject, None, len(y)) for name in CALIBRATION]
     error, low, high = calibration_error(y, score, draws, rng)
     measures = [measure("calibration_error", subject, error, len(y), low, high)]
-    for name, (value, deviation) in zip(CALIBRATION[1:], _cox_line(y, score)):
+    for name, (value, deviation) in zip(CALIBRATION[1:], _cox_line(y, score), strict=False):
         measures.append(measure(name, subject, value, len(y), value - Z95 * deviation, value + Z95 * deviation))
     return measures
 
@@ -334,7 +334,7 @@ def calibration_curve(
     known = pd.DataFrame(dict(bin=_score_bins(score[labelled], bins), score=score[labelled], y=y[labelled]))
     columns = dict(mean_score=("score", "mean"), rate=("y", "mean"), n=("y", "size"), hits=("y", "sum"))
     curve = known.groupby("bin").agg(**columns)
-    low, high = zip(*(wilson(hits, n) for hits, n in zip(curve.hits, curve.n)))
+    low, high = zip(*(wilson(hits, n) for hits, n in zip(curve.hits, curve.n, strict=False)), strict=False)
     return curve.drop(columns="hits").assign(low=low, high=high).reset_index(drop=True)
 
 # %% ../../nbs/stats/02_quality.ipynb #ca923266
