@@ -64,7 +64,7 @@ def _comparison_line(compared, attribute, window):
 def _counts_line(compared, sets):
     "One line of the summary: how much was compared, and how many groups differ"
     comparisons = sum(table.p.notna().sum() for table in compared.values())
-    differ = sum((table.differs == True).sum() for table in compared.values())  # noqa: E712
+    differ = sum((table.differs == True).sum() for table in compared.values())
     measured = f"{sets} attributes and intersections, {comparisons:,} comparisons of groups"
     significant = f"{differ:,} of them differ significantly, after correction for all comparisons"
     return f"- **Measured** in {len(compared)} windows: {measured}; {significant}."

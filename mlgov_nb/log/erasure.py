@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timezone
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def _replace(folder, file, data):
 # %% ../../nbs/log/06_erasure.ipynb #99423514
 def _now():
     "The time for the account"
-    return pd.Timestamp.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return pd.Timestamp.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 # %% ../../nbs/log/06_erasure.ipynb #710a6357
 def _account(folder, **facts):
@@ -194,7 +194,7 @@ def _may_be_old(info, border):
 def _border(days, now):
     "The moment before which records are too old"
     if not days > 0: raise MlgovError(f"records are kept for a number of days greater than 0, found {days!r}")
-    now = pd.Timestamp(now) if now is not None else pd.Timestamp.now(timezone.utc)
+    now = pd.Timestamp(now) if now is not None else pd.Timestamp.now(UTC)
     border = now - pd.Timedelta(days=days)
     return border.tz_convert("UTC") if border.tzinfo else border.tz_localize("UTC")
 

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timezone
+from datetime import UTC
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from itertools import pairwise
 from pathlib import Path
@@ -51,7 +51,7 @@ def moment(
         raise MlgovError(f"{what}: expected a date or a time such as 2026-11-25 or 2026-11-25T22:00:00Z, "
                          f"found {x!r}") from None
     if t.tzinfo:
-        t = t.tz_convert(timezone.utc).tz_localize(None)
+        t = t.tz_convert(UTC).tz_localize(None)
     return t.as_unit("us")
 
 # %% ../../nbs/log/05_window.ipynb #3e317ac9
@@ -488,7 +488,7 @@ def _checked_bounds(name, start, end, partial):
     _check_name(name)
     start, end = _stated_bounds(name, start, end)
     if start >= end: raise MlgovError(f"window '{name}': it ends ({_iso(end)}) before it starts ({_iso(start)})")
-    now = pd.Timestamp.now(timezone.utc).tz_localize(None)
+    now = pd.Timestamp.now(UTC).tz_localize(None)
     if end > now and not partial:
         raise MlgovError(f"window '{name}' ends at {_iso(end)}, which is in the future: more predictions will belong "
                          "to it; close it then, or use --partial")

@@ -6,119 +6,153 @@
 __all__ = ['LENGTH', 'PAST', 'NAMES', 'PARTS', 'time_order', 'online_alarms', 'alarm_measures', 'plot_errors', 'decompose',
            'plot_parts']
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #6ba4791f
+# %% ../../nbs/performance/07_concept_drift.ipynb #a517b853
 import numpy as np
 import pandas as pd
 
 from ..settings import MlgovError
-from ..stats.measures import change, measure
+from ..stats.measures import Measure, change, measure
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #3d51206a
+# %% ../../nbs/performance/07_concept_drift.ipynb #a3d32e90
 def time_order(
     time:pd.Series, # When each row was, however coarse
     seed:int=0, # For the order within equal times
 )->np.ndarray: # Positions of the rows, first to last
     "Order rows by time, at random among equal times"
-    if n := int(time.isna().sum()): raise MlgovError(f"{n:,} of {len(time):,} rows have no time; drop them before they are put in order")
+    missing = int(time.isna().sum())
+    if missing:
+        raise MlgovError(f"{missing:,} of {len(time):,} rows have no time; drop them before they are put in order")
     return np.lexsort((np.random.default_rng(seed).random(len(time)), time.to_numpy()))
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #fffa5dfc
+# %% ../../nbs/performance/07_concept_drift.ipynb #af11b505
 def _checked(error, what="error"):
     "Errors as floats; `MlgovError` unless all are finite and none is negative"
     x = np.asarray(error, float)
     if x.ndim != 1: raise MlgovError(f"{what} has shape {x.shape}; one number a row was expected")
-    if n := int(np.isnan(x).sum()): raise MlgovError(f"{n:,} of {len(x):,} values of {what} are NaN; drop unlabelled rows before their errors are watched")
-    if len(x) and not (np.isfinite(x).all() and x.min() >= 0): raise MlgovError(f"{what} runs from {x.min():g} to {x.max():g}; mistakes (0 or 1) or absolute errors were expected")
+    missing = int(np.isnan(x).sum())
+    if missing:
+        raise MlgovError(f"{missing:,} of {len(x):,} values of {what} are NaN; "
+                         "drop unlabelled rows before their errors are watched")
+    if len(x) and not (np.isfinite(x).all() and x.min() >= 0):
+        raise MlgovError(f"{what} runs from {x.min():g} to {x.max():g}; "
+                         "mistakes (0 or 1) or absolute errors were expected")
     return x
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #4178ab75
-def _is_binary(*streams): return bool(np.isin(np.concatenate(streams), (0, 1)).all())
+# %% ../../nbs/performance/07_concept_drift.ipynb #b31c57eb
+def _is_binary(*streams):
+    "Is every number 0 or 1?"
+    return bool(np.isin(np.concatenate(streams), (0, 1)).all())
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #11102a08
-LENGTH, PAST = 5_000, 20_000
+# %% ../../nbs/performance/07_concept_drift.ipynb #2302f31b
+LENGTH, PAST = 5_000, 20_000      # rows of a stream that settings are for; most rows of the reference that are read
 
 def _detectors(n, start, mean, sd, binary):
-    "River's detectors, set so that at most about one in twenty streams of `n` stable rows raises an alarm, with the rows of the past that each reads"
+    "River's detectors for streams of `n` rows, each with the rows of the past that it reads"
     from river.drift import ADWIN, PageHinkley
     from river.drift.binary import DDM
-    k = max(1.0, n / LENGTH)
-    out = {"ADWIN": (ADWIN(delta=0.05 / k), start), "Page-Hinkley": (PageHinkley(delta=0.05, threshold=62 + 1.5 * (1 - mean) / sd + 10 * np.log(k), alpha=1.0, mode="up"), start)}
+    longer = max(1.0, n / LENGTH)
+    threshold = 62 + 1.5 * (1 - mean) / sd + 10 * np.log(longer)
+    adwin = ADWIN(delta=0.05 / longer)
+    page_hinkley = PageHinkley(delta=0.05, threshold=threshold, alpha=1.0, mode="up")
+    out = {"ADWIN": (adwin, start), "Page-Hinkley": (page_hinkley, start)}
     if not binary: return out
     warm = int(max(500, 40 / max(mean, 1e-6)))
-    return out | {"DDM": (DDM(warm_start=warm, drift_threshold=3.3 + 0.15 * np.log(k)), min(start, 2 * warm))}
+    ddm = DDM(warm_start=warm, drift_threshold=3.3 + 0.15 * np.log(longer))
+    return out | {"DDM": (ddm, min(start, 2 * warm))}
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #22b7b91e
+# %% ../../nbs/performance/07_concept_drift.ipynb #453bb443
 def _rises(detector, stream, start):
-    "Rows, counted from `start`, at which a detector says that the error rose"
+    "Rows, counted from `start`, at which a detector reports that the error rose"
     out = []
     for i, x in enumerate(stream.tolist()):
-        was = getattr(detector, "estimation", -np.inf)       # ADWIN's mean of its window, before and after it is cut
+        before = getattr(detector, "estimation", -np.inf)       # ADWIN's mean of its window, before it is cut
         detector.update(x)
-        if detector.drift_detected and i >= start and getattr(detector, "estimation", np.inf) > was: out.append(i - start)
+        after = getattr(detector, "estimation", np.inf)
+        if detector.drift_detected and i >= start and after > before: out.append(i - start)
     return out
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #e7ac6e6e
+# %% ../../nbs/performance/07_concept_drift.ipynb #2470ce9a
 def _scaled(error, before, binary):
     "Errors of past and window in [0, 1], and their mean and deviation in the past"
     both = np.concatenate([before, error])
     base = before if len(before) >= 30 and np.ptp(before) > 0 else both
     top = 1.0 if binary else float(np.quantile(base, 0.99)) or float(both.max(initial=0)) or 1.0
     base = np.minimum(base / top, 1)
-    return np.minimum(both / top, 1), base.mean() if len(base) else 0.0, (base.std() if len(base) else 0.0) or 1.0
+    mean, sd = (base.mean(), base.std()) if len(base) else (0.0, 0.0)
+    return np.minimum(both / top, 1), mean, sd or 1.0
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #bde7e465
-def _row(error, past, rises):
+# %% ../../nbs/performance/07_concept_drift.ipynb #3d3e7eed
+def _mean(x):
+    "The mean; NaN of nothing"
+    return float(np.mean(x)) if len(x) else np.nan
+
+# %% ../../nbs/performance/07_concept_drift.ipynb #560bd664
+def _alarm_row(error, past, rises):
     "What is reported of one detector"
-    at = rises[0] if rises else -1
-    seen, then = (np.concatenate([past, error[:at + 1]]), error[at + 1:]) if rises else ((), ())
-    def mean(x): return float(np.mean(x)) if len(x) else np.nan
-    return dict(n=len(error), error=mean(error), alarms=len(rises), first=at if rises else np.nan, before=mean(seen), after=mean(then), rows=rises)
+    unknown = dict(first=np.nan, before=np.nan, after=np.nan)
+    row = dict(n=len(error), error=_mean(error), alarms=len(rises), **unknown, rows=rises)
+    if not rises: return row
+    first = rises[0]
+    before = np.concatenate([past, error[:first + 1]])
+    return row | dict(first=first, before=_mean(before), after=_mean(error[first + 1:]))
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #e144bb70
+# %% ../../nbs/performance/07_concept_drift.ipynb #ccfa3f41
 def online_alarms(
     error:np.ndarray, # Errors in time order: 0 or 1, or absolute errors
     seed:int=0, # For the order of the reference's errors
     before:np.ndarray|None=None, # Errors of the reference: what is normal
     binary:bool|None=None, # Are errors mistakes, 0 or 1? By default, if there is no other number
-)->pd.DataFrame: # Per detector: n, mean error, alarms, row of the first (from 0), mean error before and after it, rows of all alarms, and why nothing can be said
+)->pd.DataFrame: # Per detector: n, error, alarms, first (from 0), error before and after it, rows of all alarms, why
     "Read a stream of errors with ADWIN, Page-Hinkley and, for mistakes, DDM: where did the error rise?"
-    e, past = _checked(error), _checked([] if before is None else before, "before")
-    binary = _is_binary(e, past) if binary is None else binary
-    if binary and not _is_binary(e, past): raise MlgovError("an error is neither 0 nor 1; mistakes of a classifier were expected")
+    error, past = _checked(error), _checked([] if before is None else before, "before")
+    binary = _is_binary(error, past) if binary is None else binary
+    if binary and not _is_binary(error, past):
+        raise MlgovError("an error is neither 0 nor 1; mistakes of a classifier were expected")
     warm = np.random.default_rng(seed).permutation(past)[:PAST]
-    x, mean, sd = _scaled(e, warm, binary)
+    x, mean, sd = _scaled(error, warm, binary)
     out = {}
-    for name, (d, start) in _detectors(len(e), len(warm), mean, sd, binary).items():
-        seen = x[len(warm) - start:]
-        why = f"it looks after {d.warm_start:,} rows" if name == "DDM" and start + len(e) // 2 <= d.warm_start else ""
-        out[name] = _row(e, past, _rises(d, (seen - mean) / sd if name == "Page-Hinkley" else seen, start)) | dict(why=why)
+    for name, (detector, start) in _detectors(len(error), len(warm), mean, sd, binary).items():
+        stream = x[len(warm) - start:]
+        if name == "Page-Hinkley": stream = (stream - mean) / sd
+        too_late = name == "DDM" and start + len(error) // 2 <= detector.warm_start
+        why = f"it looks after {detector.warm_start:,} rows" if too_late else ""
+        out[name] = _alarm_row(error, past, _rises(detector, stream, start)) | dict(why=why)
     return pd.DataFrame.from_dict(out, orient="index")
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #fb5ec7c2
-def _told(name, r, why):
+# %% ../../nbs/performance/07_concept_drift.ipynb #63d9fc9f
+def _alarm_sentence(name, row, why):
     "One detector's row in a sentence"
     if why: return f"{name}: cannot tell, {why}"
-    if not r.alarms: return f"{name}: no alarm, error {r.error:.3g} over {r.n:,} rows"
-    more = f", {r.alarms:,} alarms" if r.alarms > 1 else ""
-    then = f" → {r.after:.3g}" if np.isfinite(r.after) else ""
-    return f"{name}: error {r.before:.3g}{then} from row {int(r['first']) + 1:,} of {r.n:,}{more}"
+    if not row.alarms: return f"{name}: no alarm, error {row.error:.3g} over {row.n:,} rows"
+    more = f", {row.alarms:,} alarms" if row.alarms > 1 else ""
+    after = f" → {row.after:.3g}" if np.isfinite(row.after) else ""
+    return f"{name}: error {row.before:.3g}{after} from row {int(row['first']) + 1:,} of {row.n:,}{more}"
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #b14bed61
+# %% ../../nbs/performance/07_concept_drift.ipynb #4a4f8dbe
 def alarm_measures(
     error:np.ndarray, # Errors in time order: 0 or 1, or absolute errors
     before:np.ndarray|None=None, # Errors of the reference
     seed:int=0, # For the order of the reference's errors
     min_n:int=30, # Fewer rows: cannot tell
     binary:bool|None=None, # Are errors mistakes, 0 or 1? By default, if there is no other number
-)->list[dict]: # `error_alarm` of each detector, with a sentence
-    "Did the error rise within the window, says each detector"
+)->list[Measure]: # `error_alarm` of each detector, with a sentence
+    "Did the error rise within the window, by each detector"
     out = []
-    for name, r in online_alarms(error, seed, before, binary).iterrows():
-        why = f"{r.n:,} rows" if r.n < max(min_n, 1) else r.why
-        out.append(measure("error_alarm", name, None if why else float(r.alarms > 0), r.n) | dict(note=_told(name, r, why)))
+    for name, row in online_alarms(error, seed, before, binary).iterrows():
+        why = f"{row.n:,} rows" if row.n < max(min_n, 1) else row.why
+        alarm = None if why else float(row.alarms > 0)
+        out.append(measure("error_alarm", name, alarm, row.n, note=_alarm_sentence(name, row, why)))
     return out
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #43c5369e
+# %% ../../nbs/performance/07_concept_drift.ipynb #06ad078e
+def _mark_windows(ax, edges):
+    "A line where each window begins, with its name"
+    for name, row in edges.items():
+        ax.axvline(row, color="0.8", lw=0.8, zorder=0)
+        ax.annotate(name, (row, 1), xycoords=("data", "axes fraction"), xytext=(3, -3),
+                    textcoords="offset points", va="top", fontsize=8, color="0.4")
+
+# %% ../../nbs/performance/07_concept_drift.ipynb #079e9000
 def plot_errors(
     ax, # Matplotlib axes
     error:np.ndarray, # Errors in time order
@@ -127,62 +161,86 @@ def plot_errors(
     span:int|None=None, # Rows of the moving average; a thirtieth of all by default
 ):
     "Moving average of the last errors, with the alarms as marks and the windows' edges"
-    e = _checked(error)
-    span = span or max(50, len(e) // 30)
-    ax.plot(pd.Series(e).rolling(span).mean(), lw=1.2, color="0.35")
+    error = _checked(error)
+    span = span or max(50, len(error) // 30)
+    ax.plot(pd.Series(error).rolling(span).mean(), lw=1.2, color="0.35")
     for i, (name, rows) in enumerate(alarms.items()):
-        for j, r in enumerate(rows): ax.axvline(r, color=f"C{i}", ls="--", lw=1.2, label=None if j else name)
-    for name, r in (edges or {}).items():
-        ax.axvline(r, color="0.8", lw=0.8, zorder=0)
-        ax.annotate(name, (r, 1), xycoords=("data", "axes fraction"), xytext=(3, -3), textcoords="offset points", va="top", fontsize=8, color="0.4")
-    if any(len(r) for _, r in alarms.items()): ax.legend(loc="lower right")
+        for j, row in enumerate(rows): ax.axvline(row, color=f"C{i}", ls="--", lw=1.2, label=None if j else name)
+    _mark_windows(ax, edges or {})
+    if any(len(rows) for _, rows in alarms.items()): ax.legend(loc="lower right")
     ax.set(xlabel="row, in time order", ylabel=f"mean error of the last {span:,} rows")
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #96ebccab
+# %% ../../nbs/performance/07_concept_drift.ipynb #59f72daf
 NAMES = dict(auc="AUC", rmse="RMSE", mae="MAE", r2="R²", f1="F1")
 
+def _has_interval(m):
+    "Does a measure have a value and an interval?"
+    return None not in (m["value"], m["low"], m["high"])
+
+# %% ../../nbs/performance/07_concept_drift.ipynb #1cd56e55
 def _part(name, subject, a, b):
     "What `b` adds to `a`; None where either has no value or no interval"
-    known = None not in (a["value"], a["low"], a["high"], b["value"], b["low"], b["high"])
-    return change(a, b) | dict(name=name, subject=subject) if known else measure(name, subject, None, b["n"])
+    if _has_interval(a) and _has_interval(b): return change(a, b) | dict(name=name, subject=subject)
+    return measure(name, subject, None, b["n"])
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #41558497
-def _sentence(title, inputs, relation, total, gone):
+# %% ../../nbs/performance/07_concept_drift.ipynb #97de89d3
+def _digits(parts, total):
+    "Digits after the point: three for small changes, none for large ones"
+    if total["value"] is None or max(abs(m["value"] or 0) for m in parts) < 1: return 3
+    return 0 if abs(total["value"]) >= 100 else 2
+
+# %% ../../nbs/performance/07_concept_drift.ipynb #d0729341
+def _sentence(title, inputs, relation, total, missing):
     "The parts in words"
-    v = total["value"]
-    digits = 3 if v is None or max(abs(m["value"] or 0) for m in (inputs, relation, total)) < 1 else 0 if abs(v) >= 100 else 2
-    def f(x, sign="+"): return f"{x:{sign},.{digits}f}"
-    if gone: return f"{title}{'' if v is None else ' ' + f(v)}: cannot tell inputs from relation, no interval of the {' and the '.join(gone)}"
-    return f"{title} {f(v)}: " + ", ".join(f"{k} {f(m['value'])} ({f(m['low'], '-')} to {f(m['high'], '-')})" for k, m in (("inputs", inputs), ("relation", relation)))
+    digits = _digits((inputs, relation, total), total)
+    def signed(x): return f"{x:+,.{digits}f}"
+    def plain(x): return f"{x:-,.{digits}f}"
+    def with_interval(word, m): return f"{word} {signed(m['value'])} ({plain(m['low'])} to {plain(m['high'])})"
+    moved = title if total["value"] is None else f"{title} {signed(total['value'])}"
+    if missing: return f"{moved}: cannot tell inputs from relation, no interval of the {' and the '.join(missing)}"
+    return f"{moved}: {with_interval('inputs', inputs)}, {with_interval('relation', relation)}"
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #e7877dcb
+# %% ../../nbs/performance/07_concept_drift.ipynb #603b468e
 def decompose(
     ref:dict, # The metric on the reference
     expected:dict, # Its estimate for the window without labels, as if only the inputs had changed
     confirmed:dict, # The metric on the window, with labels
 )->list[dict]: # `covariate_part`, `concept_part` and `total_change`, in the metric's points
     "Split a change of a metric: what the window's inputs explain, and what is left to a changed relation"
-    who = "" if confirmed["subject"] == "all rows" else f", {confirmed['subject']}"
-    at = (("covariate_part", ref, expected), ("concept_part", expected, confirmed), ("total_change", ref, confirmed))
-    out = [_part(name, confirmed["name"] + who, a, b) for name, a, b in at]
-    gone = [k for k, m in (("reference", ref), ("label-free estimate", expected), ("window", confirmed)) if None in (m["value"], m["low"], m["high"])]
-    title = NAMES.get(confirmed["name"], confirmed["name"].replace("_", " ").capitalize()) + who
-    return [m | dict(note=_sentence(title, *out, gone)) for m in out]
+    name, subject = confirmed["name"], confirmed["subject"]
+    suffix = "" if subject == "all rows" else f", {subject}"
+    parts = [_part("covariate_part", name + suffix, ref, expected),
+             _part("concept_part", name + suffix, expected, confirmed),
+             _part("total_change", name + suffix, ref, confirmed)]
+    sources = {"reference": ref, "label-free estimate": expected, "window": confirmed}
+    missing = [source for source, m in sources.items() if not _has_interval(m)]
+    title = NAMES.get(name, name.replace("_", " ").capitalize()) + suffix
+    note = _sentence(title, *parts, missing)
+    return [part | dict(note=note) for part in parts]
 
-# %% ../../nbs/performance/07_concept_drift.ipynb #e2eac8f5
+# %% ../../nbs/performance/07_concept_drift.ipynb #d39fb7ab
 PARTS = dict(covariate_part="inputs", concept_part="relation")
 
+def _part_values(parts_by_window, name):
+    "Value, low and high of one part, a column per window; NaN where unknown"
+    found = [m for parts in parts_by_window.values() for m in parts if m["name"] == name]
+    table = [[np.nan if m[end] is None else m[end] for end in ("value", "low", "high")] for m in found]
+    return np.array(table, float).reshape(-1, 3).T
+
+# %% ../../nbs/performance/07_concept_drift.ipynb #34f17dff
 def plot_parts(
     ax, # Matplotlib axes
     parts_by_window:dict[str, list[dict]], # Window: its parts, from `decompose`
 ):
-    "Per window the parts side by side with their intervals, and a mark for the whole change; what cannot be told is left out"
+    "Per window the parts with their intervals, and a mark for the whole change; unknown parts are left out"
     x = np.arange(len(parts_by_window))
-    def get(name): return np.array([[np.nan if m[k] is None else m[k] for k in ("value", "low", "high")] for p in parts_by_window.values() for m in p if m["name"] == name], float).reshape(-1, 3).T
     for i, (name, words) in enumerate(PARTS.items()):
-        v, low, high = get(name)
-        ax.bar(x + 0.36 * (i - 0.5), v, 0.34, yerr=[v - low, high - v], capsize=3, label=words, error_kw=dict(lw=1))
-    ax.plot(x, get("total_change")[0], "_", ms=26, mew=2, color="black", label="whole change")
+        value, low, high = _part_values(parts_by_window, name)
+        ends = [value - low, high - value]
+        ax.bar(x + 0.36 * (i - 0.5), value, 0.34, yerr=ends, capsize=3, label=words, error_kw=dict(lw=1))
+    total = _part_values(parts_by_window, "total_change")[0]
+    ax.plot(x, total, "_", ms=26, mew=2, color="black", label="whole change")
     ax.axhline(0, color="0.3", lw=0.8)
     ax.set_xticks(x, list(parts_by_window))
-    ax.set_ylabel("change of the metric"); ax.legend()
+    ax.set_ylabel("change of the metric")
+    ax.legend()

@@ -374,7 +374,7 @@ def error_estimate(
     noise = _chance_variances(learned, observed, terms, weight, parts["r2"].mean(), value)
     return {measure: (float(x.mean()), _spread(x, noise[measure])) for measure, x in parts.items()}
 
-# %% ../../nbs/performance/02_estimate.ipynb #d519d8dc
+# %% ../../nbs/performance/02_estimate.ipynb #8d458ee6
 @dataclass(frozen=True)
 class Estimate:
     "What one estimator says about one window, or about a group in it"
@@ -383,7 +383,7 @@ class Estimate:
     values: dict[str, tuple[float, float]]     # measure: estimate, standard error; {} where there is none
     n: int                                     # labels that are expected
     why: str = ""                              # why it is not to be believed
-    covered: float|None = None                 # share of the window that the reference covers, where inputs are looked at
+    covered: float|None = None                 # share of the window that the reference covers, if inputs are used
     effective: float|None = None               # reference rows that are like the window
     error: tuple|None = None                   # calibration error on the reference, with its interval
     part: bool = False                         # True: it is about rows like those that get labels, not about all
@@ -422,13 +422,13 @@ def _view_inputs(learned, df, score, names):
     shift = density_ratio(learned, Z, weight) if weighted else UNSEEN
     return _View(at, score[at], weight, Z, shift, len(df))
 
-# %% ../../nbs/performance/02_estimate.ipynb #b0dde1c5
+# %% ../../nbs/performance/02_estimate.ipynb #575c4555
 def _views(learned, df, score, names):
     "Estimator: what it looks at"
     scores_suffice = learned.labelled is None
     if names == ["cbpe"] and scores_suffice: return dict(cbpe=_view_scores(score))
     inputs = _view_inputs(learned, df, score, names)
-    views = {name: inputs for name in names}
+    views = dict.fromkeys(names, inputs)
     if "cbpe" in views and scores_suffice: views["cbpe"] = _view_scores(score, inputs.shift)
     return views
 
@@ -475,11 +475,11 @@ def _values(learned, view, part, name, request):
     p = shares(learned, Z, score, name, ratio, part.only)
     return binary_estimate(p, score, weight, request.threshold, request.value, learned.seed)
 
-# %% ../../nbs/performance/02_estimate.ipynb #1eb6736d
+# %% ../../nbs/performance/02_estimate.ipynb #70292f47
 def _estimate_part(learned, view, part, name, request):
-    "One estimator's answer for one part, with what speaks against it"
+    "One estimator's answer for one part, and why it may not be believed"
     weight = view.weight[part.rows[view.at]]
-    n = int(round(weight.sum() * view.row_count / len(view.at)))
+    n = round(weight.sum() * view.row_count / len(view.at))
     shift = view.shift
     error = learned.error(name) if learned.task == "binary" else None
     why = f"only about {n} labels to come, of {part.rows.sum():,} rows" if n < request.min_n else ""

@@ -51,7 +51,7 @@ def label_selection(
     test = domain_classifier(*sides, [*encoder.features, "score"], seed)
     return measure("label_selection", "all rows", test.auc, n, test.low, test.high, _selection_note(labelled / n, test))
 
-# %% ../../nbs/performance/04_label_selection.ipynb #3a17ddce
+# %% ../../nbs/performance/04_label_selection.ipynb #34c6e30e
 def marked(
     measures:list[Measure], # Quality measures from labels
     selection:Measure, # From `label_selection`
@@ -60,4 +60,4 @@ def marked(
     if "not like" not in selection.note: return measures
     note = "on labelled rows, which are not like the rest"
     exempt = [m.value is None or m.name == "label_coverage" for m in measures]
-    return [m if free else replace(m, note=note) for m, free in zip(measures, exempt)]
+    return [m if free else replace(m, note=note) for m, free in zip(measures, exempt, strict=True)]

@@ -36,7 +36,7 @@ def in_words(
     low, high = (np.nan if end is None else end for end in (m.low, m.high))
     return f"{m.value:.3f} ({level}{low:.3f} to {high:.3f}), n {m.n:,}"
 
-# %% ../../nbs/performance/08_summary.ipynb #6ac28510
+# %% ../../nbs/performance/08_summary.ipynb #84300d07
 def headline(
     window:str, # The window's name
     measures:list[Measure], # Its measures
@@ -45,9 +45,10 @@ def headline(
     "What is known about a window, before and with labels"
     main = base.name
     expected, truth = find(measures, f"{main}_expected"), find(measures, main)
+    title, promised, shown = main.upper(), in_words(expected, "95% "), in_words(truth, "95% ")
     return f"""In **{window}**:
-- **before labels** {main.upper()} {in_words(expected, "95% ")}, by {expected.note}; it was {base.value:.3f} on the reference
-- **with labels** {main.upper()} {in_words(truth, "95% ")}; {find(measures, "label_selection").note}
+- **before labels** {title} {promised}, by {expected.note}; it was {base.value:.3f} on the reference
+- **with labels** {title} {shown}; {find(measures, "label_selection").note}
 - **where it comes from**: {find(measures, "covariate_part", main).note}"""
 
 # %% ../../nbs/performance/08_summary.ipynb #c33b88a7

@@ -89,7 +89,7 @@ def _history(records, version, reference, window):
     if window is None: return own
     return [r for r in own if r["window"]["name"] == "reference" or _earlier(r["window"], window)]
 
-# %% ../../nbs/performance/03_track_record.ipynb #75e3a6ea
+# %% ../../nbs/performance/03_track_record.ipynb #a7e1dfcf
 def _recorded_rows(entry, unchanged):
     "One record's rows of the scoreboard: estimates whose truth is among its measures"
     truth = {name: m for name, m in _by_name(entry["measures"]).items() if m["value"] is not None}
@@ -98,8 +98,9 @@ def _recorded_rows(entry, unchanged):
         name = m["name"].removesuffix("_estimate")
         if name == m["name"] or name not in truth or None in (m["value"], m["low"]): continue
         se = max(m["high"] - m["value"], m["value"] - m["low"]) / Z95
-        rows.append(dict(window=entry["window"]["name"], estimator=m["subject"], measure=name, estimate=m["value"], se=se,
-                         truth=truth[name]["value"], n=truth[name]["n"], unchanged=unchanged.get(name)))
+        rows.append(dict(window=entry["window"]["name"], estimator=m["subject"], measure=name,
+                         estimate=m["value"], se=se, truth=truth[name]["value"], n=truth[name]["n"],
+                         unchanged=unchanged.get(name)))
     return rows
 
 # %% ../../nbs/performance/03_track_record.ipynb #c047e6f9
@@ -176,15 +177,16 @@ def _half_width(se, chosen, name):
     "Half of the 95% interval, with the variance that past errors add"
     return Z95 * np.sqrt(se**2 + chosen.extra.get(name, 0.0))
 
-# %% ../../nbs/performance/03_track_record.ipynb #5b096449
+# %% ../../nbs/performance/03_track_record.ipynb #80f3cc6f
 def _assumption(found):
     "What is known of an estimator's assumption, as measures"
     out = []
     if found.covered is not None:
         note = f"{found.effective:,.0f} rows of the reference are like this window's"
         out.append(measure("reference_overlap", found.name, found.covered, found.n, note=note))
-    if found.error: out.append(measure("estimate_calibration_error", found.name, found.error[0], found.n, *found.error[1:]))
-    return out
+    if not found.error: return out
+    error, low, high = found.error
+    return [*out, measure("estimate_calibration_error", found.name, error, found.n, low, high)]
 
 # %% ../../nbs/performance/03_track_record.ipynb #e1c89bc9
 def _expected(found, chosen):
@@ -275,7 +277,7 @@ def _best_of(name, moved, reference, confirmed, expected):
     source = dict(note=_source(used, truth, guess))
     return [best | source | dict(name=f"{name}_now"), change_of | source | dict(name=f"{change_of['name']}_now")]
 
-# %% ../../nbs/performance/03_track_record.ipynb #f0b894e7
+# %% ../../nbs/performance/03_track_record.ipynb #aae7a9b5
 def best_known(
     task:str, # 'binary' or 'regression'
     reference:list[dict], # Measures of the reference
@@ -286,7 +288,7 @@ def best_known(
     moved = change if task == "binary" else ratio
     main = _best_of(MAIN[task], moved, reference, confirmed, expected)
     if not any(m["name"] == "value" for m in reference): return main
-    return _best_of("value", change, reference, confirmed, expected)[1:] + main
+    return main + _best_of("value", change, reference, confirmed, expected)[1:]
 
 # %% ../../nbs/performance/03_track_record.ipynb #155b9d2d
 def group_masks(

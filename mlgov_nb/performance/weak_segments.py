@@ -6,23 +6,23 @@
 __all__ = ['row_loss', 'excess_loss', 'loss_gap', 'Segment', 'Segments', 'find_segments', 'weak_segments', 'segment_measures',
            'segment_table', 'plot_segments']
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #19f55108
+# %% ../../nbs/performance/06_weak_segments.ipynb #db9c4da9
 from dataclasses import dataclass, field, replace
 from textwrap import fill
 
-from numba import njit
 import numpy as np
 import pandas as pd
+from numba import njit
 from scipy.special import stdtr, stdtrit
 
 from ..model.encoding import Encoder
 from ..stats.conditions import axes_of, axis_pairs, batch_sizes, condition_texts, rows_matching
 from ..stats.conditions import sums_over_conditions
-from ..stats.measures import mean, measure, rate
+from ..stats.measures import Measure, mean, measure, rate
 from ..stats.quality import auc, regression_measures
 from ..stats.significance import adjust, tail_p
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #0f9e5e36
+# %% ../../nbs/performance/06_weak_segments.ipynb #54b71583
 def row_loss(
     task:str, # 'binary' or 'regression'
     y:np.ndarray, # Target, NaN where unlabelled
@@ -34,16 +34,17 @@ def row_loss(
     p = np.clip(score, 1e-15, 1 - 1e-15)
     return -(y * np.log(p) + (1 - y) * np.log1p(-p))
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #be5707c3
+# %% ../../nbs/performance/06_weak_segments.ipynb #dfeb3cfb
 def excess_loss(
     y:np.ndarray, # Labels: 0, 1, NaN where unlabelled
     score:np.ndarray, # Probabilities
 )->np.ndarray: # Of each row, NaN where unlabelled
     "Log loss less the log loss that the score itself leads to expect"
     p = np.asarray(score, float)
-    return row_loss("binary", y, p) - p * row_loss("binary", np.ones(len(p)), p) - (1 - p) * row_loss("binary", np.zeros(len(p)), p)
+    if_one, if_zero = row_loss("binary", np.ones(len(p)), p), row_loss("binary", np.zeros(len(p)), p)
+    return row_loss("binary", y, p) - p * if_one - (1 - p) * if_zero
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #f0dcde16
+# %% ../../nbs/performance/06_weak_segments.ipynb #487e0831
 @njit(cache=True, nogil=True)
 def _loss_tables(cell, losses, pairs, size):
     "Sums of each loss per pair of axes and pair of cells; `cell` is axes x rows"
@@ -54,91 +55,123 @@ def _loss_tables(cell, losses, pairs, size):
             for r in range(len(a)): out[k, p, a[r], b[r]] += losses[k, r]
     return out
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #d91f62cd
+# %% ../../nbs/performance/06_weak_segments.ipynb #0f64b869
 def _search(axes, loss, at, rng, shuffles, min_n):
     "z-value of every condition on the rows `at`, -inf where too few; the largest of every shuffle"
-    pairs, size, N = axis_pairs(axes), max(a.sets.shape[1] for a in axes), len(at)
-    cell, x = np.stack([a.cell[at] for a in axes]).astype(np.int64), loss[at] - loss[at].mean()
-    def sums(many): return sums_over_conditions(_loss_tables(cell, np.stack(many), np.array(pairs), size), axes, pairs, size)
-    n = sums([np.ones(N)])[0]
-    ok = (n >= min_n) & (N - n >= min_n) & np.array([t is not None for t in condition_texts(axes, pairs)])
+    pairs, size, row_count = axis_pairs(axes), max(axis.sets.shape[1] for axis in axes), len(at)
+    cell = np.stack([axis.cell[at] for axis in axes]).astype(np.int64)
+    x = loss[at] - loss[at].mean()
+
+    def sums(many):
+        tables = _loss_tables(cell, np.stack(many), np.array(pairs), size)
+        return sums_over_conditions(tables, axes, pairs, size)
+
+    n = sums([np.ones(row_count)])[0]
+    named = np.array([text is not None for text in condition_texts(axes, pairs)])
+    usable = (n >= min_n) & (row_count - n >= min_n) & named
     z = np.full(len(n), -np.inf)
-    if not ok.any(): return z, np.empty(0)
-    se = x.std(ddof=1) * np.sqrt(n * (1 - n / N))[ok]
-    z[ok] = sums([x])[0][ok] / se
-    return z, np.concatenate([(sums([rng.permutation(x) for _ in range(k)])[:, ok] / se).max(axis=1) for k in batch_sizes(20, shuffles)])
+    if not usable.any(): return z, np.empty(0)
+    se = x.std(ddof=1) * np.sqrt(n * (1 - n / row_count))[usable]
+    z[usable] = sums([x])[0][usable] / se
+    shuffled = [sums([rng.permutation(x) for _ in range(k)])[:, usable] / se for k in batch_sizes(20, shuffles)]
+    return z, np.concatenate([batch.max(axis=1) for batch in shuffled])
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #dfa6131f
+# %% ../../nbs/performance/06_weak_segments.ipynb #0c99c8a1
 def _subjects(texts):
-    "Conditions as subjects of measures: '@' and ' & ' mean something there, and no two are the same"
-    plain = [t.replace("@", "(at)").replace(" & ", " and ") for t in texts]
-    return [t if t not in plain[:i] else f"{t} ({plain[:i].count(t) + 1})" for i, t in enumerate(plain)]
+    "Conditions as subjects of measures"
+    plain = [text.replace("@", "(at)").replace(" & ", " and ") for text in texts]
+    earlier = [plain[:i].count(text) for i, text in enumerate(plain)]
+    return [f"{text} ({count + 1})" if count else text for text, count in zip(plain, earlier, strict=True)]
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #e0672c43
+# %% ../../nbs/performance/06_weak_segments.ipynb #1f21037c
 def _left(x, masks):
-    "What is left of a loss when the mean effects of some sets of rows are taken off"
+    "What is left of a loss when the mean effects of some sets of rows are subtracted"
     A = np.column_stack([np.ones(len(x)), *masks])
     return x - A @ np.linalg.lstsq(A, x, rcond=None)[0]
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #881794c6
-def _apart(z, axes, loss, search, top, still=2.33):
-    "z-value, text and rows of the worst conditions that say something new"
-    pairs, every, x, out, masks = axis_pairs(axes), np.stack([a.cell for a in axes], axis=1), loss[search], [], []
-    cell, rest = every[search], x - x.mean()
-    for at in np.argsort(-np.round(z, 9), kind="stable")[:1000]:        # of the same rows, the condition on one feature comes first
-        if len(out) == top or not z[at] > 0: break
-        mask = rows_matching(at, axes, pairs, cell); n = mask.sum()
-        if masks and (rest[mask].sum() < still * rest.std() * np.sqrt(n * (1 - n / len(x))) or any((mask & m).sum() > 0.5 * (mask | m).sum() for m in masks)): continue
-        out.append(at); masks.append(mask); rest = _left(x, masks)
-    names = condition_texts(axes, pairs)
-    return [(float(z[at]), text, rows_matching(at, axes, pairs, every)) for at, text in zip(out, _subjects([names[at] for at in out]))]
+# %% ../../nbs/performance/06_weak_segments.ipynb #2cc97dd0
+def _nothing_new(mask, masks, rest, still=2.33):
+    "Do earlier sets of rows account for the loss of this one, or overlap with most of it?"
+    n = mask.sum()
+    if rest[mask].sum() < still * rest.std() * np.sqrt(n * (1 - n / len(rest))): return True
+    return any((mask & other).sum() > 0.5 * (mask | other).sum() for other in masks)
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #75765aa6
+# %% ../../nbs/performance/06_weak_segments.ipynb #59da8823
+def _apart(z, axes, loss, search, top):
+    "z-value, text and rows of the worst conditions that say something new"
+    pairs, cells, x = axis_pairs(axes), np.stack([axis.cell for axis in axes], axis=1), loss[search]
+    searched, rest, chosen, masks = cells[search], x - x.mean(), [], []
+    for at in np.argsort(-np.round(z, 9), kind="stable")[:1000]:     # of the same rows, one feature comes before two
+        if len(chosen) == top or not z[at] > 0: break
+        mask = rows_matching(at, axes, pairs, searched)
+        if masks and _nothing_new(mask, masks, rest): continue
+        chosen.append(at)
+        masks.append(mask)
+        rest = _left(x, masks)
+    names = condition_texts(axes, pairs)
+    texts = _subjects([names[at] for at in chosen])
+    return [(float(z[at]), text, rows_matching(at, axes, pairs, cells)) for at, text in zip(chosen, texts, strict=True)]
+
+# %% ../../nbs/performance/06_weak_segments.ipynb #d176c526
 def loss_gap(
     subject:str, # The condition
     inside:np.ndarray, # Losses of its rows
     outside:np.ndarray, # Of the others
     min_n:int=30, # Fewer of either: cannot tell
-)->tuple[dict, float]: # 'segment_loss_gap' as a measure; p-value of a greater mean inside, NaN where it cannot be told
+)->tuple[Measure, float]: # 'segment_loss_gap'; p-value of a greater mean inside, NaN where it cannot be determined
     "Mean loss inside minus outside, with Welch's interval"
-    n, k = len(inside), len(outside)
-    if min(n, k) < max(min_n, 2): return measure("segment_loss_gap", subject, None, n), np.nan
-    d, a, b = inside.mean() - outside.mean(), inside.var(ddof=1) / n, outside.var(ddof=1) / k
-    if not a + b > 0: return measure("segment_loss_gap", subject, d, n, d, d), float(d <= 0)
-    se, df = np.sqrt(a + b), (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (k - 1))
-    half = stdtrit(df, 0.975) * se
-    return measure("segment_loss_gap", subject, d, n, d - half, d + half), float(stdtr(df, -d / se))
+    n, others = len(inside), len(outside)
+    if min(n, others) < max(min_n, 2): return measure("segment_loss_gap", subject, None, n), np.nan
+    gap = inside.mean() - outside.mean()
+    a, b = inside.var(ddof=1) / n, outside.var(ddof=1) / others
+    if not a + b > 0: return measure("segment_loss_gap", subject, gap, n, gap, gap), float(gap <= 0)
+    se, freedom = np.sqrt(a + b), (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (others - 1))
+    half = stdtrit(freedom, 0.975) * se
+    return measure("segment_loss_gap", subject, gap, n, gap - half, gap + half), float(stdtr(freedom, -gap / se))
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #5ab424b3
+# %% ../../nbs/performance/06_weak_segments.ipynb #2bb1a5d4
 @dataclass(frozen=True)
 class Segment:
     "Rows in which the loss was worst; measured on rows that the search has not seen"
     text: str                       # the condition
-    rows: int                       # it holds for, labelled or not
+    rows: int                       # how many rows it includes, labelled or not
     p_search: float                 # on the searched half, corrected for the search
-    gap_search: float               # loss inside minus outside on the searched half: too large, because it was picked for it
-    gap: dict                       # the same on the held-out half, as a measure
-    inside: dict[str, dict]         # measures of held-out rows in the segment: 'loss' and others
-    outside: dict[str, dict]        # and of the other held-out rows
+    gap_search: float               # loss inside minus outside on the searched half: too large, as it was picked
+    gap: Measure                    # the same on the held-out half
+    inside: dict[str, Measure]      # measures of held-out rows in the segment: 'loss' and others
+    outside: dict[str, Measure]     # and of the other held-out rows
     p: float                        # on the held-out half, that the loss inside is no greater
     p_adjusted: float = np.nan      # over the segments (Benjamini-Hochberg)
     confirmed: bool|None = None     # adjusted p at most 0.05; None is 'cannot tell'
 
-    n = property(lambda self: self.gap["n"])
+    @property
+    def n(self) -> int: return self.gap.n
 
     @property
-    def words(self) -> str:
-        g, told = self.gap, "confirmed" if self.confirmed else "not confirmed"
-        if g["value"] is None: return f"{self.text}: cannot tell, {self.n:,} of its rows were held out"
-        both = [(k, self.inside[k]["value"], self.outside[k]["value"]) for k in ("accuracy", "auc", "rmse") if k in self.inside]
-        others = "".join(f"{_NAMES.get(k, k)} {a:.3g} against {b:.3g}; " for k, a, b in both if None not in (a, b))
-        gap = f"{g['value']:+.3g} against the others (95% {g['low']:+.3g} to {g['high']:+.3g})"
-        return f"{self.text}: mean loss {self.inside['loss']['value']:.3g} in {self.n:,} held-out rows, {gap}; {others}{told} (adjusted p {self.p_adjusted:.2g})"
+    def words(self) -> str: return _segment_words(self)
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #c1ee8158
+# %% ../../nbs/performance/06_weak_segments.ipynb #c68a7a1b
 _NAMES = dict(auc="AUC", rmse="RMSE", mae="MAE", excess_loss="excess loss")
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #a481a2d0
+def _against_others(segment, name):
+    "A quality inside against outside; '' where one of them is not known"
+    if name not in segment.inside: return ""
+    inside, outside = segment.inside[name].value, segment.outside[name].value
+    if None in (inside, outside): return ""
+    return f"{_NAMES.get(name, name)} {inside:.3g} against {outside:.3g}; "
+
+# %% ../../nbs/performance/06_weak_segments.ipynb #271821ba
+def _segment_words(segment):
+    "A segment and its held-out measures in a sentence"
+    gap = segment.gap
+    if gap.value is None: return f"{segment.text}: cannot tell, {segment.n:,} of its rows were held out"
+    others = "".join(_against_others(segment, name) for name in ("accuracy", "auc", "rmse"))
+    result = "confirmed" if segment.confirmed else "not confirmed"
+    return (f"{segment.text}: mean loss {segment.inside['loss'].value:.3g} in {segment.n:,} held-out rows, "
+            f"{gap.value:+.3g} against the others (95% {gap.low:+.3g} to {gap.high:+.3g}); "
+            f"{others}{result} (adjusted p {segment.p_adjusted:.2g})")
+
+# %% ../../nbs/performance/06_weak_segments.ipynb #0975c97b
 @dataclass(frozen=True)
 class Segments:
     "What a search found"
@@ -146,7 +179,7 @@ class Segments:
     why: str = ""                                         # why nothing was found
     n_search: int = 0                                     # labelled rows searched
     n_held: int = 0                                       # and held out
-    overall: dict[str, dict] = field(default_factory=dict)  # measures of all held-out rows
+    overall: dict[str, Measure] = field(default_factory=dict)  # measures of all held-out rows
 
     @property
     def p(self) -> float:
@@ -154,57 +187,110 @@ class Segments:
         return self.found[0].p_search if self.found else np.nan
 
     @property
-    def confirmed(self) -> list[Segment]: return [s for s in self.found if s.confirmed]
+    def confirmed(self) -> list[Segment]: return [segment for segment in self.found if segment.confirmed]
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #4d4ae945
-def _measured(z, text, mask, sims, loss, search, held, of, min_n):
+# %% ../../nbs/performance/06_weak_segments.ipynb #659a05c6
+@dataclass(frozen=True)
+class _Halves:
+    "Losses of all rows, and which labelled rows are searched and which are held out"
+    loss: np.ndarray
+    search: np.ndarray
+    held: np.ndarray
+    min_n: int
+    quality: object = None      # function of row numbers and subject: further measures by name
+
+    def measures(self, rows, subject):
+        "Mean loss and other measures of some rows, by name"
+        further = self.quality(rows, subject) if self.quality else {}
+        return {"loss": mean("loss", subject, self.loss[rows], self.min_n), **further}
+
+# %% ../../nbs/performance/06_weak_segments.ipynb #26c26d56
+def _measured(halves, text, mask, p_search):
     "A segment of the searched half, with its measures on the held-out half"
-    a, b, (seen, rest) = held[mask[held]], held[~mask[held]], (search[mask[search]], search[~mask[search]])
-    gap, p = loss_gap(text, loss[a], loss[b], min_n)
-    return Segment(text, int(mask.sum()), tail_p(z, sims), float(loss[seen].mean() - loss[rest].mean()), gap, of(a, text), of(b, "the other rows"), p)
+    loss, search, held = halves.loss, halves.search, halves.held
+    inside, outside = held[mask[held]], held[~mask[held]]
+    gap_search = float(loss[search[mask[search]]].mean() - loss[search[~mask[search]]].mean())
+    gap, p = loss_gap(text, loss[inside], loss[outside], halves.min_n)
+    measures, of_others = halves.measures(inside, text), halves.measures(outside, "the other rows")
+    return Segment(text, int(mask.sum()), p_search, gap_search, gap, measures, of_others, p)
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #e68c77b2
+# %% ../../nbs/performance/06_weak_segments.ipynb #e30ec8c6
+def _adjusted(segments):
+    "Segments with p-values corrected for how many there are; confirmed at 0.05"
+    out = []
+    corrected = adjust([segment.p for segment in segments])
+    for segment, p in zip(segments, corrected, strict=True):
+        confirmed = None if np.isnan(p) else bool(p <= 0.05)
+        out.append(replace(segment, p_adjusted=float(p), confirmed=confirmed))
+    return out
+
+# %% ../../nbs/performance/06_weak_segments.ipynb #2799698d
+def _nothing_to_search(halves):
+    "Why these rows cannot be searched; '' if they can"
+    searched = halves.loss[halves.search]
+    if len(halves.search) + len(halves.held) < 2 * halves.min_n: return f"fewer than {2 * halves.min_n} labelled rows"
+    if np.ptp(searched) < 1e-12 * np.abs(searched).max(): return "the loss is the same in every row"
+    return ""
+
+# %% ../../nbs/performance/06_weak_segments.ipynb #e5aefa47
+def _check_loss(loss, row_count):
+    "Refuse losses that cannot be right"
+    if len(loss) != row_count: raise ValueError(f"{len(loss):,} losses for {row_count:,} rows")
+    infinite = int(np.isinf(loss).sum())
+    if infinite: raise ValueError(f"the loss of {infinite:,} rows is infinite")
+
+# %% ../../nbs/performance/06_weak_segments.ipynb #ba2fafec
 def find_segments(
     enc:Encoder, # Preprocessing; any columns, the model's or not
     Z:np.ndarray, # Codes
     loss:np.ndarray, # Of each row, larger is worse; NaN where unlabelled
     seed:int=0, # For halves and shuffles
     shuffles:int=200, # Of the loss over the searched rows
-    min_n:int=30, # Conditions that hold, or fail, for fewer searched rows are not looked at; fewer held-out rows: cannot tell
+    min_n:int=30, # Fewer searched rows inside or outside: not examined; fewer held-out rows: cannot tell
     top:int=8, # How many segments are returned
     max_rows:int=10_000, # Rows that are searched; all others are held out
     quality=None, # Function of row numbers and subject: further measures by name
 )->Segments: # The worst, or why there is none
-    "Search conditions on one or two features for the largest mean loss on half of the labelled rows; measure them on the other half"
+    "Search conditions on one or two features for the largest mean loss on half of the labelled rows; measure the other"
     loss, rng = np.asarray(loss, float), np.random.default_rng(seed)
-    if len(loss) != len(Z): raise ValueError(f"{len(loss):,} losses for {len(Z):,} rows")
-    if n := int(np.isinf(loss).sum()): raise ValueError(f"the loss of {n:,} rows is infinite")
+    _check_loss(loss, len(Z))
     known = rng.permutation(np.flatnonzero(~np.isnan(loss)))
-    half = min(len(known) // 2, max_rows)
-    search, held = known[:half], known[half:]
-    def none(why): return Segments([], why, len(search), len(held))
-    if len(known) < 2 * min_n: return none(f"fewer than {2 * min_n} labelled rows")
-    if np.ptp(loss[search]) < 1e-12 * np.abs(loss[search]).max(): return none("the loss is the same in every row")
-    if not (axes := axes_of(enc, Z)): return none("no feature can be cut")
-    z, sims = _search(axes, loss, search, rng, shuffles, min_n)
-    if not z.max() > 0: return none(f"no condition holds for {min_n} searched rows, fails for {min_n}, and has a greater loss")
-    def of(rows, subject): return {"loss": mean("loss", subject, loss[rows], min_n), **(quality(rows, subject) if quality else {})}
-    found = [_measured(v, text, mask, sims, loss, search, held, of, min_n) for v, text, mask in _apart(z, axes, loss, search, top)]
-    found = [replace(f, p_adjusted=float(q), confirmed=None if np.isnan(q) else bool(q <= 0.05)) for f, q in zip(found, adjust([f.p for f in found]))]
-    return Segments(found, "", len(search), len(held), of(held, "all rows"))
+    middle = min(len(known) // 2, max_rows)
+    halves = _Halves(loss, known[:middle], known[middle:], min_n, quality)
+    counts = dict(n_search=len(halves.search), n_held=len(halves.held))
+    why = _nothing_to_search(halves)
+    if why: return Segments(why=why, **counts)
+    axes = axes_of(enc, Z)
+    if not axes: return Segments(why="no feature can be cut", **counts)
+    z, largest = _search(axes, loss, halves.search, rng, shuffles, min_n)
+    if not z.max() > 0:
+        why = f"no condition holds for {min_n} searched rows, fails for {min_n}, and has a greater loss"
+        return Segments(why=why, **counts)
+    worst = _apart(z, axes, loss, halves.search, top)
+    found = [_measured(halves, text, mask, tail_p(value, largest)) for value, text, mask in worst]
+    return Segments(_adjusted(found), overall=halves.measures(halves.held, "all rows"), **counts)
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #17c36013
+# %% ../../nbs/performance/06_weak_segments.ipynb #9c3c3fa7
+def _binary_quality(y, score, subject, threshold, min_n):
+    "Accuracy, AUC and excess loss of some rows, by name"
+    n = len(y)
+    correct = int(((score >= threshold) == y).sum())
+    ranking, *ends = auc(y, score) if n >= min_n else (None, None, None)
+    return dict(accuracy=rate("accuracy", subject, correct, n, min_n), auc=measure("auc", subject, ranking, n, *ends),
+                excess_loss=mean("excess_loss", subject, excess_loss(y, score), min_n))
+
+# %% ../../nbs/performance/06_weak_segments.ipynb #99f547ff
 def _quality_of(task, y, score, threshold, min_n):
     "Function of row numbers and subject: quality measures by name"
-    def binary(rows, subject):
-        a, s, n = y[rows], score[rows], len(rows)
-        v = auc(a, s) if n >= min_n else (None,) * 3
-        return dict(accuracy=rate("accuracy", subject, int(((s >= threshold) == a).sum()), n, min_n), auc=measure("auc", subject, v[0], n, *v[1:]),
-                    excess_loss=mean("excess_loss", subject, excess_loss(a, s), min_n))
-    def regression(rows, subject): return {m["name"]: m for m in regression_measures(y[rows], score[rows], min_n, subject) if m["name"] in ("rmse", "mae")}
+    def binary(rows, subject): return _binary_quality(y[rows], score[rows], subject, threshold, min_n)
+
+    def regression(rows, subject):
+        measures = regression_measures(y[rows], score[rows], min_n, subject)
+        return {m.name: m for m in measures if m.name in ("rmse", "mae")}
+
     return binary if task == "binary" else regression
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #c4a08011
+# %% ../../nbs/performance/06_weak_segments.ipynb #f00298ba
 def weak_segments(
     enc:Encoder, # Preprocessing; any columns, the model's or not
     Z:np.ndarray, # Codes
@@ -214,42 +300,63 @@ def weak_segments(
     threshold:float=0.5, # Where decisions are cut (binary)
     seed:int=0, # For halves and shuffles
     shuffles:int=200, # Of the loss over the searched rows
-    min_n:int=30, # Fewer rows are not looked at
+    min_n:int=30, # Smaller sets of rows are not examined
     top:int=8, # How many segments are returned
     loss:np.ndarray|None=None, # Of each row, larger is worse, instead of `row_loss`
     max_rows:int=10_000, # Rows that are searched; all others are held out
 )->Segments: # The worst, or why there is none
     "The segments in which a model is worst, with its quality there on held-out rows"
     y, score = np.asarray(y, float), np.asarray(score, float)
-    if task == "binary" and len(np.unique(y[~np.isnan(y)])) == 1: return Segments(why="the labels are of one class")
-    loss = np.where(np.isnan(y), np.nan, row_loss(task, y, score) if loss is None else loss)
-    return find_segments(enc, Z, loss, seed, shuffles, min_n, top, max_rows, _quality_of(task, y, score, threshold, min_n))
+    known = ~np.isnan(y)
+    if task == "binary" and len(np.unique(y[known])) == 1: return Segments(why="the labels are of one class")
+    loss = row_loss(task, y, score) if loss is None else loss
+    quality = _quality_of(task, y, score, threshold, min_n)
+    return find_segments(enc, Z, np.where(known, loss, np.nan), seed, shuffles, min_n, top, max_rows, quality)
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #f6836563
+# %% ../../nbs/performance/06_weak_segments.ipynb #94d26384
 def segment_measures(
     segments:Segments, # From `weak_segments` or `find_segments`
-)->list[dict]: # One 'segment_loss_gap' per segment, with a `note`; one without a value where nothing could be searched
+)->list[Measure]: # One 'segment_loss_gap' per segment, with a note; one without a value where nothing could be searched
     "Loss inside minus outside on held-out rows, as measures"
-    if not segments.found: return [{**measure("segment_loss_gap", "all rows", None, segments.n_search + segments.n_held), "note": f"cannot tell: {segments.why}"}]
-    return [{**f.gap, "note": f.words} for f in segments.found]
+    if segments.found: return [replace(segment.gap, note=segment.words) for segment in segments.found]
+    row_count = segments.n_search + segments.n_held
+    return [measure("segment_loss_gap", "all rows", None, row_count, note=f"cannot tell: {segments.why}")]
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #f422502e
-def _interval(m): return "?" if m["value"] is None else f"{m['value']:.3g} ({m['low']:.3g} to {m['high']:.3g})"
+# %% ../../nbs/performance/06_weak_segments.ipynb #2c31e710
+def _interval(m):
+    "A measure and its interval as text"
+    return "?" if m.value is None else f"{m.value:.3g} ({m.low:.3g} to {m.high:.3g})"
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #ac36a523
+# %% ../../nbs/performance/06_weak_segments.ipynb #e37f4e5c
+def _table_row(segment):
+    "One segment as text"
+    main = next((name for name in ("accuracy", "rmse") if name in segment.inside), "loss")
+    title = _NAMES.get(main, main)
+    row = {"segment": segment.text, "rows": segment.rows, "n held out": segment.n,
+           f"{title} inside": _interval(segment.inside[main]), f"{title} outside": _interval(segment.outside[main])}
+    for name, m in segment.inside.items():
+        if name in _NAMES and name != main: row[f"{_NAMES[name]} inside"] = _interval(m)
+    p_held = "?" if np.isnan(segment.p_adjusted) else f"{segment.p_adjusted:.2g}"
+    confirmed = {True: "yes", False: "no", None: "cannot tell"}[segment.confirmed]
+    return row | {"loss gap": _interval(segment.gap), "p search": f"{segment.p_search:.2g}", "p held out": p_held,
+                  "confirmed": confirmed}
+
+# %% ../../nbs/performance/06_weak_segments.ipynb #0254040e
 def segment_table(
     segments:Segments, # From `weak_segments` or `find_segments`
 )->pd.DataFrame: # One row per segment, numbers as text with their 95% intervals
-    "The segments, the worst of the searched half first; but for `p search`, all is of the held-out half"
-    def of(f):
-        both = next((k for k in ("accuracy", "rmse") if k in f.inside), "loss")
-        name = _NAMES.get(both, both)
-        return {"segment": f.text, "rows": f.rows, "n held out": f.n, f"{name} inside": _interval(f.inside[both]), f"{name} outside": _interval(f.outside[both]),
-                **{f"{_NAMES[k]} inside": _interval(m) for k, m in f.inside.items() if k in _NAMES and k != both}, "loss gap": _interval(f.gap), "p search": f"{f.p_search:.2g}",
-                "p held out": "?" if np.isnan(f.p_adjusted) else f"{f.p_adjusted:.2g}", "confirmed": {True: "yes", False: "no", None: "cannot tell"}[f.confirmed]}
-    return pd.DataFrame([of(f) for f in segments.found], columns=None if segments.found else ["segment", "rows", "n held out", "loss gap", "p search", "p held out", "confirmed"])
+    "The segments, the worst of the searched half first; all but `p search` is from the held-out half"
+    if segments.found: return pd.DataFrame([_table_row(segment) for segment in segments.found])
+    return pd.DataFrame(columns=["segment", "rows", "n held out", "loss gap", "p search", "p held out", "confirmed"])
 
-# %% ../../nbs/performance/06_weak_segments.ipynb #bac14c7b
+# %% ../../nbs/performance/06_weak_segments.ipynb #bde9535d
+def _draw_segment(ax, i, m, confirmed):
+    "One segment's value and interval; filled where confirmed"
+    color, fill_color = ("C1", None) if confirmed else ("C0", "white")
+    ends = [[m.value - m.low], [m.high - m.value]]
+    ax.errorbar(m.value, i, xerr=ends, fmt="o", capsize=3, color=color, mfc=fill_color)
+
+# %% ../../nbs/performance/06_weak_segments.ipynb #9e75ef88
 def plot_segments(
     ax, # Matplotlib axes
     segments:Segments, # From `weak_segments` or `find_segments`
@@ -260,11 +367,14 @@ def plot_segments(
         ax.text(0.5, 0.5, f"No segments: {segments.why}", ha="center", va="center", transform=ax.transAxes)
         return ax.set_axis_off()
     line, name = segments.overall[by], _NAMES.get(by, by)
-    ax.axvline(line["value"], color="grey"); ax.axvspan(line["low"], line["high"], color="grey", alpha=0.15, linewidth=0)
-    for i, f in enumerate(segments.found):
-        m = f.inside[by]
-        if m["value"] is None: ax.text(line["value"], i, " ?", va="center"); continue
-        ax.errorbar(m["value"], i, xerr=[[m["value"] - m["low"]], [m["high"] - m["value"]]], fmt="o", capsize=3, color="C1" if f.confirmed else "C0", mfc=None if f.confirmed else "white")
-    ax.set_yticks(range(len(segments.found)), [fill(f"{f.text} (n\u00a0{f.n:,})", 44) for f in segments.found], fontsize=8)
-    ax.set_ylim(len(segments.found) - 0.5, -0.5); ax.grid(axis="y", visible=False)
-    ax.set_xlabel(f"{'mean ' if 'loss' in by else ''}{name} of held-out rows (line: all of them, {line['value']:.3g})")
+    ax.axvline(line.value, color="grey")
+    ax.axvspan(line.low, line.high, color="grey", alpha=0.15, linewidth=0)
+    for i, segment in enumerate(segments.found):
+        if segment.inside[by].value is None: ax.text(line.value, i, " ?", va="center")
+        else: _draw_segment(ax, i, segment.inside[by], segment.confirmed)
+    labels = [fill(f"{segment.text} (n\u00a0{segment.n:,})", 44) for segment in segments.found]
+    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    prefix = "mean " if "loss" in by else ""
+    ax.set_xlabel(f"{prefix}{name} of held-out rows (line: all of them, {line.value:.3g})")

@@ -7,7 +7,7 @@ __all__ = ['Profile', 'Column', 'moments', 'bin_means', 'labels', 'ProfileMismat
 
 # %% ../../nbs/profile/02_column.ipynb #19ec34f7
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime, UTC
 
 import numpy as np
 from fastcore.basics import patch
@@ -85,7 +85,7 @@ def _number_text(number):
 # %% ../../nbs/profile/02_column.ipynb #87b8dbe3
 def _time_text(seconds):
     "A time as a label shows it; a midnight is a date"
-    text = datetime.fromtimestamp(seconds, timezone.utc).isoformat(sep=" ")
+    text = datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ")
     return text.removesuffix("+00:00").removesuffix(" 00:00:00")
 
 # %% ../../nbs/profile/02_column.ipynb #591c4d1c
