@@ -227,17 +227,6 @@ def _explain_block(Z, first, out, args):
         for j in range(features):
             out[first + r, j] = phi[j, r]
 
-# %% ../../nbs/model/02_shapley.ipynb #c73289e7
-@numba.njit(cache=True, nogil=True)
-def _row_pattern(row, a, e, f, lo, hi, passes):
-    "Which of a leaf's conditions, `a` to `e` of all, hold for one row, as bits"
-    pattern = 0
-    for i in range(e - a):
-        x = row[f[a + i]]
-        inside = (x > lo[a + i]) & (x <= hi[a + i])
-        pattern |= np.int64(inside | (passes[a + i] & np.isnan(x))) << i
-    return pattern
-
 # %% ../../nbs/model/02_shapley.ipynb #8ecd96f4
 @numba.njit(cache=True, nogil=True)
 def _explain_row(row, phi, scratch, args):
@@ -247,7 +236,11 @@ def _explain_row(row, phi, scratch, args):
         a = start[m]
         e = start[m + 1]
         k = e - a
-        pattern = _row_pattern(row, a, e, f, lo, hi, passes)
+        pattern = 0
+        for i in range(a, e):
+            value_here = row[f[i]]
+            inside = (value_here > lo[i]) & (value_here <= hi[i])
+            pattern |= np.int64(inside | (passes[i] & np.isnan(value_here))) << (i - a)
         if offset[m + 1] > offset[m]:
             for i in range(k):
                 phi[f[a + i]] += table[offset[m] + pattern * k + i]
