@@ -255,7 +255,8 @@ MOVED = {"limits": "policy.yaml", "service": "service.yaml"}   # sections that h
 def _check_moved(content, file):
     "Refuse a section that stands in the wrong file"
     for section, home in MOVED.items():
-        if section in content: raise ConfigError(f"{file}: {section}: this section is in {home}, beside {Path(file).name}")
+        if section in content:
+            raise ConfigError(f"{file}: {section}: this section is in {home}, beside {Path(file).name}")
 
 # %% ../nbs/00_settings.ipynb #792a3a57
 def load_params(

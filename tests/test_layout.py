@@ -102,6 +102,15 @@ def test_package_is_what_the_notebooks_export():
         assert f"#| default_exp {name}" in "".join(first)
 
 
+def test_lines_of_notebooks_are_short():
+    for notebook in (ROOT/"nbs").rglob("*.ipynb"):
+        if ".ipynb_checkpoints" in notebook.parts: continue
+        for cell in json.loads(notebook.read_text())["cells"]:
+            if cell["cell_type"] != "code": continue
+            long = [line for line in "".join(cell["source"]).splitlines() if len(line) > 120]
+            assert not long, f"{notebook.relative_to(ROOT)}: {long[0]}"
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_down(name):
     folder = name.split(".")[0]

@@ -164,7 +164,8 @@ def intervals(
 )->pd.Series: # (name, subject): the interval in words
     "95% intervals as text, a question mark where there is none"
     ends = frame.set_index(["name", "subject"])
-    texts = ["?" if pd.isna(low) else f"{number(low)} to {number(high)}" for low, high in zip(ends.low, ends.high, strict=False)]
+    pairs = zip(ends.low, ends.high, strict=True)
+    texts = ["?" if pd.isna(low) else f"{number(low)} to {number(high)}" for low, high in pairs]
     return pd.Series(texts, ends.index, name=title)
 
 # %% ../../nbs/fairness/04_summary.ipynb #66711512

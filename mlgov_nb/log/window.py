@@ -234,7 +234,8 @@ def _window_fields(con, card, start, end):
     kinds = [f"json_type(json, {json_pointer_sql(name)})" for name in others]
     tests = [f"coalesce(bool_and({kind} in {_JSON_NUMBERS}), true)" for kind in kinds]
     are_numbers = con.execute(f"select {', '.join(tests)} {source}").fetchall()[0]
-    return {**known, **{name: "number" if number else "category" for name, number in zip(others, are_numbers, strict=False)}}
+    pairs = zip(others, are_numbers, strict=False)
+    return {**known, **{name: "number" if number else "category" for name, number in pairs}}
 
 # %% ../../nbs/log/05_window.ipynb #c4c58008
 def _number_reason(i, name):

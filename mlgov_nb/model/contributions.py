@@ -115,7 +115,8 @@ def ranked(
 )->list[dict]: # feature, value, contribution (raw-score units), in_score (probability); largest first
     "What moved the score of one row, as plain data"
     columns = (ex.features, shown(enc, ex.codes[i]), ex.values[i].tolist(), ex.score_values[i].tolist())
-    rows = [dict(zip(("feature", "value", "contribution", "in_score"), row, strict=False)) for row in zip(*columns, strict=False)]
+    names = ("feature", "value", "contribution", "in_score")
+    rows = [dict(zip(names, row, strict=False)) for row in zip(*columns, strict=False)]
     return sorted(rows, key=lambda row: -abs(row["contribution"]))
 
 # %% ../../nbs/model/07_contributions.ipynb #576f8a83

@@ -31,7 +31,8 @@ from ..settings import ConfigError, Params
 # %% ../../nbs/pipeline/02_train.ipynb #42542d19
 LIBRARIES = ["numpy", "pandas", "scikit-learn", "torch", "numba"]
 # What makes a model: the code that the stage `train` of dvc.yaml depends on
-SOURCES = ["settings.py", "files.py", "kernels.py", "data", "model", "profile", "pipeline/scope.py", "pipeline/train.py"]
+SOURCES = ["settings.py", "files.py", "kernels.py", "data", "model", "profile",
+           "pipeline/scope.py", "pipeline/train.py"]
 
 # %% ../../nbs/pipeline/02_train.ipynb #fbdd8451
 def source_files(

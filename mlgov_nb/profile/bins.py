@@ -174,8 +174,10 @@ def add(self:_Learner,
     def categories_of(name): return reading(where, name, category_counts, arrays[name])
     values = dict(zip(self.numbers, pool.map(numbers_of, self.numbers), strict=False))
     self.sample.add_rows(file, start, values)
-    for name, (low, high) in zip(self.numbers, pool.map(_range, values.values()), strict=False): self._widen(name, low, high)
-    for name, (categories, counts, _) in zip(self.categories, pool.map(categories_of, list(self.categories)), strict=False):
+    ranges = pool.map(_range, values.values())
+    for name, (low, high) in zip(self.numbers, ranges, strict=False): self._widen(name, low, high)
+    found = pool.map(categories_of, list(self.categories))
+    for name, (categories, counts, _) in zip(self.categories, found, strict=False):
         self._count(name, zip(categories, counts.tolist(), strict=False))
     self.rows += len(next(iter(arrays.values())))
 

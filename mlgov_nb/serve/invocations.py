@@ -230,7 +230,8 @@ def _csv_rows(schema, body):
     check_row_count(schema, len(lines))
     _check_cell_counts(names, lines)
     try:
-        columns = {name: _cell_values(schema, name, cells) for name, cells in zip(names, zip(*lines, strict=False), strict=False)}
+        pairs = zip(names, zip(*lines, strict=False), strict=False)
+        columns = {name: _cell_values(schema, name, cells) for name, cells in pairs}
         return checked_columns(schema, columns, len(lines)), has_header
     except BadRequest as refusal:
         if not has_header and refusal.more.get("row") == 0:
