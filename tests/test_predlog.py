@@ -299,7 +299,7 @@ def waiting_writer(log, count):
 
 
 def test_two_services_on_one_folder_beside_readers_and_adopters(tmp_path):
-    "Files are sealed while others list, adopt and read: nothing is lost, counted twice, or in anybody's way"
+    "Files are sealed all the time while others list, adopt and read: nothing is lost, doubled, or in anybody's way"
     log = tmp_path/"log"
     writers = [script(WRITER, log, 6000, 40_000) for _ in range(4)]
     for writer in writers:
