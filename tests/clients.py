@@ -1,4 +1,4 @@
-"""Calls a running service with a platform's own Python client, and prints what it gave as one JSON object.
+"""Calls a running service with a platform's own Python client, and prints what it answered as one JSON object.
 
     python clients.py kserve|mlflow URL MODEL ROWS.json
 
@@ -7,6 +7,7 @@ Run by test_protocols.py with a Python that has these clients, because they cann
 import asyncio
 import json
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
 
@@ -16,53 +17,88 @@ async def kserve(url, model, rows):
     from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 
     def inputs(binary):
-        out = []
-        for c in rows[0]:
-            values = [r[c] for r in rows]
-            text = any(isinstance(v, str) for v in values)
-            a = np.array([v or "" for v in values] if text else values, object if text else np.float64)
-            out.append(InferInput(c, list(a.shape), "BYTES" if text else "FP64"))
-            out[-1].set_data_from_numpy(a, binary_data=binary)
-        return out
+        "One tensor a column"
+        tensors = []
+        for column in rows[0]:
+            values = [row[column] for row in rows]
+            if any(isinstance(value, str) for value in values):
+                datatype, array = "BYTES", np.array([value or "" for value in values], object)
+            else:
+                datatype, array = "FP64", np.array(values, np.float64)
+            tensor = InferInput(column, list(array.shape), datatype)
+            tensor.set_data_from_numpy(array, binary_data=binary)
+            tensors.append(tensor)
+        return tensors
 
-    def tensors(got): return {o.name: o.as_numpy().tolist() for o in got.outputs}
-    said = {}
-    async with InferenceRESTClient(RESTConfig(protocol="v2")) as c:
-        said["health"] = [await c.is_server_live(url), await c.is_server_ready(url), await c.is_model_ready(url, model)]
-        for name, binary, parameters in [("json", False, None), ("binary", True, dict(binary_data_output=True))]:
-            got = await c.infer(url, InferRequest(model, inputs(binary), request_id=name, parameters=parameters), model_name=model)
-            said[name] = dict(id=got.id, **{k: v for k, v in tensors(got).items() if k in ("score", "decision")})
-        try: await c.infer(url, InferRequest(model, inputs(True)[1:]), model_name=model)
-        except HTTPStatusError as e: said["refused"] = str(e)
-    async with InferenceRESTClient(RESTConfig(protocol="v1")) as c: said["v1"] = [p["score"] for p in (await c.infer(url, dict(instances=rows), model_name=model))["predictions"]]
-    return said
+    def outputs(response):
+        tensors = {output.name: output.as_numpy().tolist() for output in response.outputs}
+        return {name: values for name, values in tensors.items() if name in ("score", "decision")}
+
+    answers = {}
+    async with InferenceRESTClient(RESTConfig(protocol="v2")) as client:
+        answers["health"] = [
+            await client.is_server_live(url),
+            await client.is_server_ready(url),
+            await client.is_model_ready(url, model),
+        ]
+        for way, binary, parameters in [("json", False, None), ("binary", True, dict(binary_data_output=True))]:
+            request = InferRequest(model, inputs(binary), request_id=way, parameters=parameters)
+            response = await client.infer(url, request, model_name=model)
+            answers[way] = dict(id=response.id, **outputs(response))
+        try:
+            await client.infer(url, InferRequest(model, inputs(True)[1:]), model_name=model)
+        except HTTPStatusError as error:
+            answers["refused"] = str(error)
+    async with InferenceRESTClient(RESTConfig(protocol="v1")) as client:
+        response = await client.infer(url, dict(instances=rows), model_name=model)
+        answers["v1"] = [prediction["score"] for prediction in response["predictions"]]
+    return answers
 
 
-def mlflow(url, model, rows):
+def mlflow(url, _model, rows):
     import pandas as pd
     import requests
     from mlflow.deployments import PredictionsResponse
     from mlflow.models import convert_input_example_to_serving_input
     from mlflow.pyfunc.scoring_server.client import ScoringServerClient
+
     frame = pd.DataFrame(rows)
-    c = ScoringServerClient(urlsplit(url).hostname, urlsplit(url).port)
-    c.wait_server_ready(timeout=5)
-    def scores(got): return got.get_predictions()["score"].tolist()
-    def example(x):
+    client = ScoringServerClient(urlsplit(url).hostname, urlsplit(url).port)
+    client.wait_server_ready(timeout=5)
+
+    def scores(response): return response.get_predictions()["score"].tolist()
+
+    def posted(body, kind):
+        response = requests.post(f"{url}/invocations", body, headers={"Content-Type": kind}, timeout=30)
+        return scores(PredictionsResponse.from_json(response.text))
+
+    def example(value):
         "Scores of what MLflow makes of an input example"
-        got = requests.post(f"{url}/invocations", convert_input_example_to_serving_input(x), headers={"Content-Type": "application/json"}, timeout=30)
-        return scores(PredictionsResponse.from_json(got.text))
-    said = dict(frame=scores(c.invoke(frame)), params=scores(c.invoke(frame, params=dict(a=1))), shuffled=scores(c.invoke(frame[sorted(frame)])), version=c.get_version())
-    said |= dict(example=example(frame), records=example(rows), columns=example({k: [r[k] for r in rows] for k in frame}), one=example(rows[0]))
-    got = requests.post(f"{url}/invocations", frame.to_csv(index=False), headers={"Content-Type": "text/csv"}, timeout=30)
-    said["csv"] = scores(PredictionsResponse.from_json(got.text))
-    try: c.invoke(frame.rename(columns={"age": "aeg"}))
-    except Exception as e: said["refused"] = str(e)
-    return said
+        return posted(convert_input_example_to_serving_input(value), "application/json")
+
+    answers = dict(
+        frame=scores(client.invoke(frame)),
+        params=scores(client.invoke(frame, params=dict(a=1))),
+        shuffled=scores(client.invoke(frame[sorted(frame)])),
+        version=client.get_version(),
+        example=example(frame),
+        records=example(rows),
+        columns=example({column: [row[column] for row in rows] for column in frame}),
+        one=example(rows[0]),
+        csv=posted(frame.to_csv(index=False), "text/csv"),
+    )
+    try:
+        client.invoke(frame.rename(columns={"age": "aeg"}))
+    except Exception as error:
+        answers["refused"] = str(error)
+    return answers
+
+
+def main(platform, url, model, file):
+    rows = json.loads(Path(file).read_text())
+    call = dict(kserve=lambda *args: asyncio.run(kserve(*args)), mlflow=mlflow)[platform]
+    print(json.dumps(call(url, model, rows)))
 
 
 if __name__ == "__main__":
-    client, url, model, rows = sys.argv[1:]
-    with open(rows) as f: rows = json.load(f)
-    got = dict(kserve=lambda *a: asyncio.run(kserve(*a)), mlflow=mlflow)[client](url, model, rows)
-    print(json.dumps(got))
+    main(*sys.argv[1:])
