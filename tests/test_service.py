@@ -85,20 +85,20 @@ def test_the_described_examples_work(service):
 
 
 REFUSED = [    # a body made of a good row, the status, a part of the message
-    (lambda row: {k: v for k, v in row.items() if k != "age"},422, "`age`"),
-    (lambda row: {**row, "agee": 1},                        422, "`agee`"),
-    (lambda row: {**row, "age": "41"},                      422, "`age` is the text '41'; expected a number or null"),
-    (lambda row: {**row, "age": True},                      422, "`age` is true"),
-    (lambda row: {**row, "educcat": 3},                     422, "`educcat` is the number 3"),
-    (lambda _: dict(rows=[]),                               422, "at least one"),
-    (lambda row: dict(rows=[row, {**row, "age": "x"}]),     422, "row 1: `age`"),
-    (lambda row: dict(rows=[row] * 10_001),                 413, "too many"),
-    (lambda row: [row],                                     422, "found a list"),
-    (lambda _: b"{broken",                                  400, "not valid JSON"),
-    (lambda _: b"",                                         400, "the body is empty"),
+    (lambda row: {k: row[k] for k in row if k != "age"},   422, "`age`"),
+    (lambda row: {**row, "agee": 1},                       422, "`agee`"),
+    (lambda row: {**row, "age": "41"},                     422, "`age` is the text '41'; expected a number or null"),
+    (lambda row: {**row, "age": True},                     422, "`age` is true"),
+    (lambda row: {**row, "educcat": 3},                    422, "`educcat` is the number 3"),
+    (lambda _: dict(rows=[]),                              422, "at least one"),
+    (lambda row: dict(rows=[row, {**row, "age": "x"}]),    422, "row 1: `age`"),
+    (lambda row: dict(rows=[row] * 10_001),                413, "too many"),
+    (lambda row: [row],                                    422, "found a list"),
+    (lambda _: b"{broken",                                 400, "not valid JSON"),
+    (lambda _: b"",                                        400, "the body is empty"),
     (lambda row: json.dumps({**row, "age": float("nan")}).encode(), 400, "JSON"),
     (lambda row: re.sub(r'"age": [\d.]+', '"age": 1e999', json.dumps(row)).encode(), 422, "age"),
-    (lambda _: b" " * (9 * 2**20),                          413, "larger than"),
+    (lambda _: b" " * (9 * 2**20),                         413, "larger than"),
 ]
 
 
