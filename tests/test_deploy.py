@@ -1,4 +1,5 @@
-"deploy/: manifests against the official schemas and against the service, the image's files, and the packages that serving needs"
+"""deploy/: manifests against the official schemas and against the service, the image's files, and the packages that
+serving needs."""
 import ast
 import copy
 import importlib.metadata
@@ -26,165 +27,260 @@ from mlgov_nb.serve.counters import Counters
 from mlgov_nb.serve.tokens import read_tokens
 from mlgov_nb.settings import MlgovError, ServiceSettings
 
-K8S, KSERVE, DOCKER = ROOT/"deploy/kubernetes", ROOT/"deploy/kserve", (ROOT/"deploy/Dockerfile").read_text()
+K8S, KSERVE = ROOT/"deploy/kubernetes", ROOT/"deploy/kserve"
+DOCKERFILE, ENTRYPOINT = (ROOT/"deploy/Dockerfile").read_text(), ROOT/"deploy/entrypoint.sh"
 OLDEST, NEWEST = "1.30", "1.37"      # preStop.sleep works without a flag since the oldest
-FRAGMENTS = {"kustomization.yaml", "prometheus-scrape.yaml", "prometheus-adapter.yaml"}    # for other programs than the cluster
+FRAGMENTS = {"kustomization.yaml", "prometheus-scrape.yaml", "prometheus-adapter.yaml"}     # not for the cluster itself
 MANIFESTS = sorted(p.name for p in K8S.glob("*.yaml") if p.name not in FRAGMENTS)
+PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 
 
 class Strict(yaml.SafeLoader):
     "YAML in which a key is given once"
     def construct_mapping(self, node, deep=False):
-        keys = [k.value for k, _ in node.value]
-        if twice := {k for k in keys if keys.count(k) > 1}: raise yaml.YAMLError(f"twice in one mapping: {twice}")
+        keys = [key.value for key, _ in node.value]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.YAMLError(f"twice in one mapping: {twice}")
         return super().construct_mapping(node, deep)
 
 
 def read(file, folder=K8S): return yaml.load((folder/file).read_text(), Strict)
 
 
-# What KServe 0.20 adds to a PodSpec in spec.predictor, as far as it is used here (its CRD, serving.kserve.io/v1beta1)
-PREDICTOR = dict(minReplicas={"type": "integer", "minimum": 0}, maxReplicas={"type": "integer", "minimum": 1}, scaleMetric={"enum": ["cpu", "memory", "concurrency", "rps"]},
-                 scaleTarget={"type": "integer"}, deploymentStrategy={"type": "object"})
+# What KServe 0.20 adds to a PodSpec in spec.predictor, as far as it is used here: its CRD, serving.kserve.io/v1beta1
+PREDICTOR = dict(
+    minReplicas={"type": "integer", "minimum": 0},
+    maxReplicas={"type": "integer", "minimum": 1},
+    scaleMetric={"enum": ["cpu", "memory", "concurrency", "rps"]},
+    scaleTarget={"type": "integer"},
+    deploymentStrategy={"type": "object"},
+)
 DEPLOYMENT, CRON, ISVC = read("deployment.yaml"), read("cronjob.yaml"), read("inferenceservice.yaml", KSERVE)
-PREDICTED = {k: v for k, v in ISVC["spec"]["predictor"].items() if k not in PREDICTOR}
-PODS = {"deployment": DEPLOYMENT["spec"]["template"], "cronjob": CRON["spec"]["jobTemplate"]["spec"]["template"], "kserve": dict(metadata=dict(labels=ISVC["metadata"]["labels"]), spec=PREDICTED)}
+PREDICTED = {key: value for key, value in ISVC["spec"]["predictor"].items() if key not in PREDICTOR}
+PODS = {
+    "deployment": DEPLOYMENT["spec"]["template"],
+    "cronjob":    CRON["spec"]["jobTemplate"]["spec"]["template"],
+    "kserve":     dict(metadata=dict(labels=ISVC["metadata"]["labels"]), spec=PREDICTED),
+}
 SERVING = [PODS["deployment"], PODS["kserve"]]
 
 
 def labels(pod): return pod["metadata"]["labels"].items()
-def container(pod): (c,) = pod["spec"]["containers"]; return c
-def env(pod): return {e["name"]: e["value"] for e in container(pod).get("env", [])}
-def arg(pod, name): return container(pod)["args"][container(pod)["args"].index(name) + 1]
+
+
+def only_container(spec):
+    (container,) = spec["containers"]
+    return container
+
+
+def container_of(pod): return only_container(pod["spec"])
+
+
+def env_of(pod): return {entry["name"]: entry["value"] for entry in container_of(pod).get("env", [])}
+
+
+def argument(pod, name):
+    "What follows a name in the arguments of a pod's container"
+    arguments = container_of(pod)["args"]
+    return arguments[arguments.index(name) + 1]
+
+
 def mounts(pod):
-    kinds = {v["name"]: next(k for k in v if k != "name") for v in pod["spec"]["volumes"]}
-    return {m["mountPath"]: kinds[m["name"]] for m in container(pod)["volumeMounts"]}
+    "Where volumes are mounted, and the kind of each"
+    kinds = {v["name"]: next(key for key in v if key != "name") for v in pod["spec"]["volumes"]}
+    return {m["mountPath"]: kinds[m["name"]] for m in container_of(pod)["volumeMounts"]}
+
+
 def volume(pod, name): return next(v for v in pod["spec"]["volumes"] if v["name"] == name)
+
+
 def mebibytes(text): return int(text[:-2]) * {"Mi": 1, "Gi": 1024}[text[-2:]]
-def image_env(): return dict(re.findall(r"(\w+)=(\S+)", DOCKER[DOCKER.rindex("\nENV"):DOCKER.index("\nWORKDIR")]))
+
+
+def image_env():
+    "What the Dockerfile sets in the final image"
+    lines = DOCKERFILE[DOCKERFILE.rindex("\nENV"):DOCKERFILE.index("\nWORKDIR")]
+    return dict(re.findall(r"(\w+)=(\S+)", lines))
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @pytest.mark.parametrize("file", MANIFESTS)
 def test_manifests_follow_the_official_schema(file, version):
-    doc = read(file)
-    assert kubernetes_validate.validate(doc, version, strict=True) == version
-    assert doc["metadata"].get("namespace", doc["metadata"]["name"]) == "mlgov"
+    manifest = read(file)
+    assert kubernetes_validate.validate(manifest, version, strict=True) == version
+    assert manifest["metadata"].get("namespace", manifest["metadata"]["name"]) == "mlgov"
 
 
 def test_an_unknown_key_is_refused():
     bad = copy.deepcopy(DEPLOYMENT)
-    bad["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["sleep"]["second"] = 1
+    container_of(bad["spec"]["template"])["lifecycle"]["preStop"]["sleep"]["second"] = 1
     with pytest.raises(kubernetes_validate.ValidationError): kubernetes_validate.validate(bad, NEWEST, strict=True)
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_the_inference_service_is_a_pod_with_what_kserve_adds(version):
-    kubernetes_validate.validate(dict(apiVersion="v1", kind="Pod", metadata=dict(name="x"), spec=PREDICTED), version, strict=True)
-    own = {k: v for k, v in ISVC["spec"]["predictor"].items() if k in PREDICTOR}
-    jsonschema.validate(own, dict(properties=PREDICTOR))
+    pod = dict(apiVersion="v1", kind="Pod", metadata=dict(name="x"), spec=PREDICTED)
+    kubernetes_validate.validate(pod, version, strict=True)
+    added = {key: value for key, value in ISVC["spec"]["predictor"].items() if key in PREDICTOR}
+    jsonschema.validate(added, dict(properties=PREDICTOR))
     as_deployment = copy.deepcopy(DEPLOYMENT)
-    as_deployment["spec"]["strategy"] = own["deploymentStrategy"]
+    as_deployment["spec"]["strategy"] = added["deploymentStrategy"]
     kubernetes_validate.validate(as_deployment, version, strict=True)
-    assert set(ISVC) == {"apiVersion", "kind", "metadata", "spec"} and set(ISVC["spec"]) == {"predictor"} and ISVC["apiVersion"] == "serving.kserve.io/v1beta1"
-    assert container(PODS["kserve"])["name"] == "kserve-container" and env(PODS["kserve"])["PROTOCOL"] == "v2"
-    assert env(PODS["kserve"])["MLGOV_NAME"] == ISVC["metadata"]["name"]
+
+    assert set(ISVC) == {"apiVersion", "kind", "metadata", "spec"} and set(ISVC["spec"]) == {"predictor"}
+    assert ISVC["apiVersion"] == "serving.kserve.io/v1beta1"
+    env = env_of(PODS["kserve"])
+    assert container_of(PODS["kserve"])["name"] == "kserve-container" and env["PROTOCOL"] == "v2"
+    assert env["MLGOV_NAME"] == ISVC["metadata"]["name"]
+
+
+def without_what_differs(pod):
+    "A pod's specification without what KServe and a Deployment say differently"
+    spec = copy.deepcopy(pod["spec"])
+    spec.pop("topologySpreadConstraints", None)
+    container = only_container(spec)
+    for key in ("name", "image"): container.pop(key)
+    container["env"] = [entry for entry in container["env"] if entry["name"] not in ("PROTOCOL", "MLGOV_NAME")]
+    for probe in PROBES: container[probe]["httpGet"].pop("path")
+    return spec
 
 
 def test_kserve_runs_the_same_pod():
-    ours, theirs = (copy.deepcopy(p["spec"]) for p in SERVING)
-    for spec in (ours, theirs):
-        spec.pop("topologySpreadConstraints", None)
-        (c,) = spec["containers"]
-        for k in ("name", "image"): c.pop(k)
-        c["env"] = [e for e in c["env"] if e["name"] not in ("PROTOCOL", "MLGOV_NAME")]
-        for k in ("startupProbe", "livenessProbe", "readinessProbe"): c[k]["httpGet"].pop("path")
+    ours, theirs = map(without_what_differs, SERVING)
     assert ours == theirs
 
 
 def test_kustomization_names_every_manifest_and_the_images():
-    k = read("kustomization.yaml")
-    assert sorted([*k["resources"], "secret.example.yaml"]) == MANIFESTS      # the example is never applied
-    (image,) = k["images"]
-    assert {container(p)["image"] for p in PODS.values()} == {image["name"]} and image["newTag"] == __version__
-    assert read("kustomization.yaml", KSERVE)["images"] == k["images"]
+    kustomization = read("kustomization.yaml")
+    assert sorted([*kustomization["resources"], "secret.example.yaml"]) == MANIFESTS      # the example is never applied
+    (image,) = kustomization["images"]
+    assert {container_of(pod)["image"] for pod in PODS.values()} == {image["name"]}
+    assert image["newTag"] == __version__
+    assert read("kustomization.yaml", KSERVE)["images"] == kustomization["images"]
+
+
+RENDERED_ALWAYS = {"Namespace", "ServiceAccount", "ConfigMap", "PersistentVolumeClaim", "PodDisruptionBudget",
+                   "NetworkPolicy", "CronJob"}
+RENDERED = [
+    (K8S, {"Deployment", "Service", "HorizontalPodAutoscaler"}),
+    (KSERVE, {"InferenceService"}),
+]
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
-@pytest.mark.parametrize("folder, instead", [(K8S, {"Deployment", "Service", "HorizontalPodAutoscaler"}), (KSERVE, {"InferenceService"})], ids=lambda x: getattr(x, "name", ""))
+@pytest.mark.parametrize("folder, instead", RENDERED, ids=lambda x: getattr(x, "name", ""))
 def test_kustomize_renders_what_is_applied(folder, instead):
-    docs = list(yaml.load_all(subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True).stdout, Strict))
-    assert {d["kind"] for d in docs} == instead | {"Namespace", "ServiceAccount", "ConfigMap", "PersistentVolumeClaim", "PodDisruptionBudget", "NetworkPolicy", "CronJob"}
-    for d in docs: d["kind"] == "InferenceService" or kubernetes_validate.validate(d, NEWEST, strict=True)
-    assert set(re.findall(r"'image': '([^']+)'", str(docs))) == {f"registry.example.org/mlgov:{__version__}"}
+    command = ["kubectl", "kustomize", folder]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    manifests = list(yaml.load_all(result.stdout, Strict))
+    assert {manifest["kind"] for manifest in manifests} == instead | RENDERED_ALWAYS
+    for manifest in manifests:
+        if manifest["kind"] == "InferenceService": continue
+        kubernetes_validate.validate(manifest, NEWEST, strict=True)
+    images = set(re.findall(r"'image': '([^']+)'", str(manifests)))
+    assert images == {f"registry.example.org/mlgov:{__version__}"}
 
 
 def test_selectors_find_the_pods_and_only_these():
     served, closing = labels(PODS["deployment"]), labels(PODS["cronjob"])
-    spread = [t["labelSelector"]["matchLabels"] for t in PODS["deployment"]["spec"]["topologySpreadConstraints"]]
-    for s in [DEPLOYMENT["spec"]["selector"]["matchLabels"], read("service.yaml")["spec"]["selector"], read("pdb.yaml")["spec"]["selector"]["matchLabels"], *spread]:
-        assert s.items() <= served and not s.items() <= closing
+    spread = PODS["deployment"]["spec"]["topologySpreadConstraints"]
+    selectors = [
+        DEPLOYMENT["spec"]["selector"]["matchLabels"],
+        read("service.yaml")["spec"]["selector"],
+        read("pdb.yaml")["spec"]["selector"]["matchLabels"],
+        *[constraint["labelSelector"]["matchLabels"] for constraint in spread],
+    ]
+    for selector in selectors:
+        assert selector.items() <= served
+        assert not selector.items() <= closing
     everybody = read("networkpolicy.yaml")["spec"]["podSelector"]["matchLabels"].items()
-    assert all(everybody <= labels(p) for p in PODS.values()) and served == labels(PODS["kserve"])
+    assert all(everybody <= labels(pod) for pod in PODS.values())
+    assert served == labels(PODS["kserve"])
 
 
 def test_probes_and_ports_exist():
-    app, port = App({}), re.search(r"AIP_HTTP_PORT:-(\d+)", (ROOT/"deploy/entrypoint.sh").read_text())[1]
+    app, port = App({}), re.search(r"AIP_HTTP_PORT:-(\d+)", ENTRYPOINT.read_text())[1]
+    assert f"EXPOSE {port}\n" in DOCKERFILE and f"'AIP_HTTP_PORT', {port}" in DOCKERFILE
     for pod in SERVING:
-        ports = {p["name"]: p["containerPort"] for p in container(pod)["ports"]}
-        assert ports == {"http": int(port)} and f"EXPOSE {port}\n" in DOCKER and f"'AIP_HTTP_PORT', {port}" in DOCKER
-        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            get = container(pod)[probe]["httpGet"]
-            route, _ = app.find(dict(method="GET", path=get["path"]))
-            assert get["port"] in ports and route.need is None and route.name == ("readyz" if probe == "readinessProbe" else "livez")     # the kubelet has no token
-    (out,), (rule,) = read("service.yaml")["spec"]["ports"], read("networkpolicy.yaml")["spec"]["ingress"]
-    assert out["targetPort"] in ports and [p["port"] for p in rule["ports"]] == ["http"]
+        container = container_of(pod)
+        ports = {p["name"]: p["containerPort"] for p in container["ports"]}
+        assert ports == {"http": int(port)}
+        for probe in PROBES:
+            request = container[probe]["httpGet"]
+            route, _ = app.find(dict(method="GET", path=request["path"]))
+            assert request["port"] in ports
+            assert route.need is None      # the kubelet has no token
+            assert route.name == ("readyz" if probe == "readinessProbe" else "livez")
+    (service_port,), (rule,) = read("service.yaml")["spec"]["ports"], read("networkpolicy.yaml")["spec"]["ingress"]
+    assert service_port["targetPort"] in ports
+    assert [p["port"] for p in rule["ports"]] == ["http"]
 
 
 def test_settings_are_those_that_the_service_reads():
     sources = "".join(p.read_text() for p in (ROOT/"mlgov_nb").rglob("*.py"))
-    known = {f"MLGOV_{k.upper()}" for k in ServiceSettings.model_fields} | set(re.findall(r"\"(MLGOV_[A-Z_]+)\"", sources))
+    known = {f"MLGOV_{field.upper()}" for field in ServiceSettings.model_fields}
+    known |= set(re.findall(r"\"(MLGOV_[A-Z_]+)\"", sources))
     given = read("configmap.yaml")["data"]
-    for names in [given, image_env(), *map(env, PODS.values())]: assert {n for n in names if n.startswith("MLGOV_")} <= known
-    ServiceSettings.from_env({}, given)                                        # names and values
-    for pod in PODS.values(): assert pod["spec"]["enableServiceLinks"] is False      # a Service called mlgov would set MLGOV_PORT
+    for names in [given, image_env(), *map(env_of, PODS.values())]:
+        assert {name for name in names if name.startswith("MLGOV_")} <= known
+    ServiceSettings.from_env({}, given)      # names and values
+    for pod in PODS.values():
+        assert pod["spec"]["enableServiceLinks"] is False      # a Service called mlgov would set MLGOV_PORT
 
 
 def test_there_is_time_to_stop_and_room_for_what_is_kept():
     settings = ServiceSettings.from_env({}, read("configmap.yaml")["data"])
     for pod in SERVING:
-        stop, asked = container(pod)["lifecycle"]["preStop"]["sleep"]["seconds"], container(pod)["resources"]
-        assert int(arg(pod, "--timeout-graceful-shutdown")) > settings.timeout_s
-        assert pod["spec"]["terminationGracePeriodSeconds"] >= stop + int(arg(pod, "--timeout-graceful-shutdown")) + 10
-        batches, tmp = settings.workers * settings.max_batch_mb, mebibytes(volume(pod, "tmp")["emptyDir"]["sizeLimit"])
-        assert batches < tmp < mebibytes(asked["requests"]["ephemeral-storage"]) and int(asked["requests"]["cpu"]) == settings.workers
+        container = container_of(pod)
+        before_stop = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        to_finish = int(argument(pod, "--timeout-graceful-shutdown"))
+        assert to_finish > settings.timeout_s
+        assert pod["spec"]["terminationGracePeriodSeconds"] >= before_stop + to_finish + 10
+
+        requested = container["resources"]["requests"]
+        batches = settings.workers * settings.max_batch_mb
+        tmp = mebibytes(volume(pod, "tmp")["emptyDir"]["sizeLimit"])
+        assert batches < tmp < mebibytes(requested["ephemeral-storage"])
+        assert int(requested["cpu"]) == settings.workers
 
 
 def test_the_autoscaler_scales_the_deployment_by_a_metric_that_is_exported():
     spec = read("hpa.yaml")["spec"]
-    target, (metric,) = spec["scaleTargetRef"], spec["metrics"]
-    assert (target["apiVersion"], target["kind"], target["name"]) == (DEPLOYMENT["apiVersion"], DEPLOYMENT["kind"], DEPLOYMENT["metadata"]["name"]) and "replicas" not in DEPLOYMENT["spec"]
-    name, (rule,), (job,) = metric["pods"]["metric"]["name"], read("prometheus-adapter.yaml")["rules"]["custom"], read("prometheus-scrape.yaml")
-    assert name in {m.name for m in Counters().registry.collect()} and rule["seriesQuery"].startswith(name + "{")
-    assert set(rule["resources"]["overrides"]) <= {r.get("target_label") for r in job["relabel_configs"]}
+    deployment = dict(apiVersion=DEPLOYMENT["apiVersion"], kind=DEPLOYMENT["kind"], name=DEPLOYMENT["metadata"]["name"])
+    assert {key: spec["scaleTargetRef"][key] for key in deployment} == deployment
+    assert "replicas" not in DEPLOYMENT["spec"]
+
+    (metric,) = spec["metrics"]
+    name = metric["pods"]["metric"]["name"]
+    assert name in {exported.name for exported in Counters().registry.collect()}
+    (rule,), (job,) = read("prometheus-adapter.yaml")["rules"]["custom"], read("prometheus-scrape.yaml")
+    assert rule["seriesQuery"].startswith(name + "{")
+    assert set(rule["resources"]["overrides"]) <= {relabel.get("target_label") for relabel in job["relabel_configs"]}
+
+
+def referred_to(pod):
+    "Kind and name of what a pod refers to"
+    spec = pod["spec"]
+    found = {("ServiceAccount", spec["serviceAccountName"])}
+    found |= {("ConfigMap", source["configMapRef"]["name"]) for source in container_of(pod).get("envFrom", [])}
+    for v in spec["volumes"]:
+        if "persistentVolumeClaim" in v: found.add(("PersistentVolumeClaim", v["persistentVolumeClaim"]["claimName"]))
+        if "secret" in v: found.add(("Secret", v["secret"]["secretName"]))
+    return found
 
 
 def test_what_pods_refer_to_is_there():
-    have = {(d["kind"], d["metadata"]["name"]) for d in map(read, MANIFESTS)}
-    for pod in PODS.values():
-        used = {("ServiceAccount", pod["spec"]["serviceAccountName"])} | {("ConfigMap", e["configMapRef"]["name"]) for e in container(pod).get("envFrom", [])}
-        for v in pod["spec"]["volumes"]:
-            if "persistentVolumeClaim" in v: used.add(("PersistentVolumeClaim", v["persistentVolumeClaim"]["claimName"]))
-            if "secret" in v: used.add(("Secret", v["secret"]["secretName"]))
-        assert used <= have
+    there = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in map(read, MANIFESTS)}
+    for pod in PODS.values(): assert referred_to(pod) <= there
 
 
 def test_the_example_secret_has_the_files_and_opens_nothing(tmp_path, monkeypatch):
     example = read("secret.example.yaml")["stringData"]
     for pod in SERVING:
-        at = next(m["mountPath"] for m in container(pod)["volumeMounts"] if m["name"] == "secret")
-        assert {f"{at}/{k}" for k in example} == {env(pod)["MLGOV_TOKENS_FILE"], env(pod)["MLGOV_SUBJECT_KEY_FILE"]}
-    for k, v in example.items(): (tmp_path/k).write_text(v)
+        folder = next(m["mountPath"] for m in container_of(pod)["volumeMounts"] if m["name"] == "secret")
+        env = env_of(pod)
+        assert {f"{folder}/{name}" for name in example} == {env["MLGOV_TOKENS_FILE"], env["MLGOV_SUBJECT_KEY_FILE"]}
+    for name, content in example.items(): (tmp_path/name).write_text(content)
     monkeypatch.setenv("MLGOV_SUBJECT_KEY_FILE", str(tmp_path/"subject.key"))
     with pytest.raises(MlgovError, match="is not a token"): read_tokens(tmp_path/"tokens.json")
     with pytest.raises(MlgovError, match="shorter than 16"): subject_secret()
@@ -192,50 +288,89 @@ def test_the_example_secret_has_the_files_and_opens_nothing(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", PODS)
 def test_pods_are_hardened_and_every_path_that_is_written_is_mounted(name):
-    pod, ((uid, gid),) = PODS[name], re.findall(r"^USER (\d+):(\d+)$", DOCKER, re.M)
-    spec, own = pod["spec"], container(pod)["securityContext"]
-    assert own == dict(allowPrivilegeEscalation=False, readOnlyRootFilesystem=True, capabilities=dict(drop=["ALL"]))
-    group = spec["securityContext"]
-    assert group["runAsNonRoot"] and (group["runAsUser"], group["runAsGroup"]) == (int(uid), int(gid)) and group["seccompProfile"] == dict(type="RuntimeDefault")
-    assert spec["automountServiceAccountToken"] is False and not {"hostNetwork", "hostPID", "hostIPC"} & set(spec) and "memory" in container(pod)["resources"]["limits"]
-    writable = [p for p, kind in mounts(pod).items() if kind != "secret"]
-    written = {**image_env(), **env(pod)}
-    for p in ["/tmp", written["BENTOML_HOME"], written["NUMBA_CACHE_DIR"], written["MLGOV_LOG_DIR"]]: assert any(Path(p).is_relative_to(w) for w in writable), p
-    assert mounts(pod)[next(w for w in writable if Path(written["MLGOV_LOG_DIR"]).is_relative_to(w))] == "persistentVolumeClaim"
+    pod, ((uid, gid),) = PODS[name], re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, re.M)
+    spec, container = pod["spec"], container_of(pod)
+    hardened = dict(allowPrivilegeEscalation=False, readOnlyRootFilesystem=True, capabilities=dict(drop=["ALL"]))
+    assert container["securityContext"] == hardened
+    context = spec["securityContext"]
+    assert context["runAsNonRoot"] and (context["runAsUser"], context["runAsGroup"]) == (int(uid), int(gid))
+    assert context["seccompProfile"] == dict(type="RuntimeDefault")
+    assert spec["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+    assert "memory" in container["resources"]["limits"]
+
+    kinds = mounts(pod)
+    writable = [path for path, kind in kinds.items() if kind != "secret"]
+    env = {**image_env(), **env_of(pod)}
+    for path in ["/tmp", env["BENTOML_HOME"], env["NUMBA_CACHE_DIR"], env["MLGOV_LOG_DIR"]]:
+        assert any(Path(path).is_relative_to(mount) for mount in writable), path
+    log_mount = next(mount for mount in writable if Path(env["MLGOV_LOG_DIR"]).is_relative_to(mount))
+    assert kinds[log_mount] == "persistentVolumeClaim"
 
 
 def test_the_nightly_command_exists():
-    program, *args = container(PODS["cronjob"])["args"]
-    start = DOCKER[DOCKER.index("printf"):DOCKER.index(f"> /opt/venv/bin/{program}")]      # the image's own `mlgov`
-    got = subprocess.run([sys.executable, "-c", "\n".join(re.findall(r"'([^#%][^']+)'", start)), *args, "--help"], capture_output=True, text=True, cwd=ROOT)
-    assert got.returncode == 0, got.stderr
+    program, *arguments = container_of(PODS["cronjob"])["args"]
+    start = DOCKERFILE[DOCKERFILE.index("printf"):DOCKERFILE.index(f"> /opt/venv/bin/{program}")]
+    source = "\n".join(re.findall(r"'([^#%][^']+)'", start))      # the image's own `mlgov`
+    command = [sys.executable, "-c", source, *arguments, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+
+
+def pipeline_outputs():
+    "The paths that stages make, of those that need no further settings"
+    stages = yaml.safe_load((ROOT/"dvc.yaml").read_text())["stages"]
+    return {out for stage in stages.values() for out in stage.get("outs", []) if isinstance(out, str)}
+
+
+def copied_sources():
+    "What the Dockerfile copies from the project"
+    lines = re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.M)
+    return {word for line in lines for word in shlex.split(line)[:-1] if not word.startswith("--")}
 
 
 def test_image_copies_what_there_is():
-    made = {"release/served"}                                                  # by `make run`
-    assert made <= {o for s in yaml.safe_load((ROOT/"dvc.yaml").read_text())["stages"].values() for o in s.get("outs", []) if isinstance(o, str)}
-    sources = [s for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKER, re.M) for s in shlex.split(line)[:-1] if not s.startswith("--")]
-    allowed = {x[1:] for x in (ROOT/".dockerignore").read_text().splitlines() if x.startswith("!")}
-    assert set(sources) == allowed and all((ROOT/s).exists() for s in set(sources) - made)
-    assert os.access(ROOT/"deploy/entrypoint.sh", os.X_OK)
+    made = {"release/served"}      # by `make run`
+    assert made <= pipeline_outputs()
+    allowed = {line[1:] for line in (ROOT/".dockerignore").read_text().splitlines() if line.startswith("!")}
+    sources = copied_sources()
+    assert sources == allowed
+    assert all((ROOT/source).exists() for source in sources - made)
+    assert os.access(ENTRYPOINT, os.X_OK)
 
 
 # -- what serving needs ------------------------------------------------------------------------------------------------
 
-def names(file): return {canonicalize_name(x.split("==")[0]) for x in (ROOT/file).read_text().splitlines() if x and x[0] != "#"}
-SERVE = names("requirements-serve.lock")
+def locked_names(file):
+    "The distributions that a lock names"
+    lines = (ROOT/file).read_text().splitlines()
+    return {canonicalize_name(line.split("==")[0]) for line in lines if line and line[0] != "#"}
+
+
+SERVE = locked_names("requirements-serve.lock")
+NOT_FOR_SERVING = {"torch", "jupyterlab", "dvc", "papermill", "evidently", "shap", "fairlearn", "scikit-learn",
+                   "matplotlib", "pytest"}
+
+
+def lock_tool():
+    "tools/lock.py as a module"
+    spec = importlib.util.spec_from_file_location("lock", ROOT/"tools/lock.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_lock_of_the_service_is_part_of_the_lock_and_whole():
-    at = importlib.util.spec_from_file_location("lock", ROOT/"tools/lock.py")
-    lock = importlib.util.module_from_spec(at)
-    at.loader.exec_module(lock)
-    assert (ROOT/"requirements-serve.lock").read_text() == lock.serve_lock((ROOT/"requirements.lock").read_text())
-    assert all(map(lock.portable, names("requirements.lock"))) and not lock.portable("nvidia-cublas")
-    assert SERVE <= names("requirements.lock") and lock.closure(SERVE, importlib.metadata.requires) == SERVE
-    assert "bentoml" in SERVE and not SERVE & {"torch", "jupyterlab", "dvc", "papermill", "evidently", "shap", "fairlearn", "scikit-learn", "matplotlib", "pytest"}
-    assert yaml.safe_load((ROOT/"bentofile.yaml").read_text())["python"]["requirements_txt"] == "./requirements-serve.lock"
-    with pytest.raises(SystemExit, match="which requirements.lock does not have"): lock.serve_lock("numpy==2.4.6\n")
+    lock, everything = lock_tool(), locked_names("requirements.lock")
+    made = lock.serve_lock((ROOT/"requirements.lock").read_text())
+    assert (ROOT/"requirements-serve.lock").read_text() == made
+    assert all(map(lock.portable, everything)) and not lock.portable("nvidia-cublas")
+    assert everything >= SERVE
+    assert lock.closure(SERVE, importlib.metadata.requires) == SERVE
+    assert "bentoml" in SERVE and not SERVE & NOT_FOR_SERVING
+    bento = yaml.safe_load((ROOT/"bentofile.yaml").read_text())
+    assert bento["python"]["requirements_txt"] == "./requirements-serve.lock"
+    with pytest.raises(SystemExit, match=r"which requirements\.lock does not have"): lock.serve_lock("numpy==2.4.6\n")
 
 
 def top_of(name):
@@ -256,7 +391,8 @@ def packages_of(name, everywhere):
 
 
 def test_modules_of_the_service_import_only_what_its_lock_has():
-    "What they import at the top, with all that this imports; and in functions, for the modules of the log and the service themselves"
+    """What they import at the top, with all that this imports; and in functions, for the modules of the log and the
+    service themselves"""
     distributions = importlib.metadata.packages_distributions()
     own = {name for name in MODULES if name.split(".")[0] in ("log", "serve", "service")}
     assert {"log.segment", "service"} <= own
@@ -267,15 +403,20 @@ def test_modules_of_the_service_import_only_what_its_lock_has():
         waiting |= imported_modules(name, None if name in own else top_of(name)) - checked
         for package in packages_of(name, name in own):
             found = {canonicalize_name(d) for d in distributions.get(package, [])}
-            assert found & SERVE, f"{name} imports {package}: add it to pyproject.toml's group `serve`, then `python tools/lock.py --serve`"
+            advice = "add it to pyproject.toml's group `serve`, then `python tools/lock.py --serve`"
+            assert found & SERVE, f"{name} imports {package}: {advice}"
 
 
 class Image(Service):
     "Started by a copy of the entrypoint; its arguments override those in the file"
     def start(self):
         file = self.root/"said.txt"
-        with open(file, "w") as said: self.process = subprocess.Popen([self.root/"entrypoint.sh", "serve", "--host", "127.0.0.1"], cwd=self.root, env=self.env | {"AIP_HTTP_PORT": str(self.port)}, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
-        self.process.stdout = open(file)
+        command = [self.root/"entrypoint.sh", "serve", "--host", "127.0.0.1"]
+        env = self.env | {"AIP_HTTP_PORT": str(self.port)}
+        with file.open("w") as output:
+            self.process = subprocess.Popen(command, cwd=self.root, env=env, stdout=output, stderr=subprocess.STDOUT,
+                                            start_new_session=True)
+        self.process.stdout = file.open()      # read when the process ends too early
         wait_ready(f"{self.url}/readyz", self.process)
 
 
@@ -288,27 +429,50 @@ sys.meta_path.insert(0, Absent())
 """
 
 
+def absent_packages():
+    "The packages of this environment that the service's lock does not install"
+    present = SERVE | {"mlgov-nb"}
+    packages = importlib.metadata.packages_distributions()
+    return {package for package, found in packages.items() if not {canonicalize_name(d) for d in found} & present}
+
+
+def compiled_files(folder): return {file.name for file in folder.rglob("*.nbc")}
+
+
+def run_python(source, *arguments, env, cwd=None):
+    command = [sys.executable, "-c", source, *arguments]
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
+
+
 def test_the_image_s_files_serve_with_the_locked_packages_only(tmp_path):
-    "The Dockerfile's warm-up and the entrypoint, in processes that see nothing but what requirements-serve.lock installs"
-    example, base = sample_release(tmp_path/"served"), plain_env(tmp_path)
-    absent = {top for top, dists in importlib.metadata.packages_distributions().items() if not {canonicalize_name(d) for d in dists} & (SERVE | {"mlgov-nb"})}
+    "The Dockerfile's warm-up and the entrypoint, in processes that see only what requirements-serve.lock installs"
+    example, env = sample_release(tmp_path/"served"), plain_env(tmp_path)
+    absent, only, numba = absent_packages(), tmp_path/"only", tmp_path/"numba"
     assert {"sklearn", "torch", "IPython"} <= absent
-    (tmp_path/"only").mkdir()
-    (tmp_path/"only/sitecustomize.py").write_text(BLOCK.format(absent))
-    base |= {"PYTHONPATH": f"{tmp_path/'only'}:{ROOT}", "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path/"numba")}
-    assert subprocess.run([sys.executable, "-c", "import sklearn"], env=base, capture_output=True).returncode == 1
-    (program,) = re.findall(r"/opt/venv/bin/python -c \"(.+?)\"", DOCKER)
-    got = subprocess.run([sys.executable, "-c", program.replace("/opt/mlgov/release/served", str(tmp_path/"served"))], env=base, cwd=tmp_path, capture_output=True, text=True)
-    assert got.returncode == 0, got.stderr
-    compiled = {f.name for f in (tmp_path/"numba").rglob("*.nbc")}
+    only.mkdir()
+    (only/"sitecustomize.py").write_text(BLOCK.format(absent))
+    env |= {"PYTHONPATH": f"{only}:{ROOT}", "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(numba)}
+    assert run_python("import sklearn", env=env).returncode == 1
+
+    (warm_up,) = re.findall(r"/opt/venv/bin/python -c \"(.+?)\"", DOCKERFILE)
+    here = warm_up.replace("/opt/mlgov/release/served", str(tmp_path/"served"))
+    result = run_python(here, env=env, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    compiled = compiled_files(numba)
     assert compiled
-    shutil.copy(ROOT/"deploy/entrypoint.sh", tmp_path)                         # beside `numba`, as in the image
-    s = Image(tmp_path, base | {"NUMBA_CACHE_DIR": str(tmp_path/"run/numba"), "BENTOML_HOME": str(tmp_path/"run/bentoml")}, workers=1)
+
+    shutil.copy(ENTRYPOINT, tmp_path)      # beside `numba`, as in the image
+    run = tmp_path/"run"
+    env |= {"NUMBA_CACHE_DIR": str(run/"numba"), "BENTOML_HOME": str(run/"bentoml")}
+    service = Image(tmp_path, env, workers=1)
     try:
-        s.start()
-        assert s.ask("/v1/predict", example)[0] == 200 and s.ask("/v1/explain?counterfactuals=true", example)[0] == 200
-        assert {f.name for f in (tmp_path/"run/numba").rglob("*.nbc")} == compiled, "something was compiled after the image was built"
-    finally: s.stop()
-    assert len(s.records()) == 2
-    got = subprocess.run([sys.executable, "-c", "from mlgov_nb.cli.main import main\nmain()", "log", "close", "--window", "today"], env=s.env, cwd=tmp_path, capture_output=True, text=True)
-    assert got.returncode == 0 and "2 rows" in got.stdout, got.stderr
+        service.start()
+        assert service.ask("/v1/predict", example)[0] == 200
+        assert service.ask("/v1/explain?counterfactuals=true", example)[0] == 200
+        assert compiled_files(run/"numba") == compiled, "something was compiled after the image was built"
+    finally: service.stop()
+    assert len(service.records()) == 2
+
+    close = ["log", "close", "--window", "today"]
+    result = run_python("from mlgov_nb.cli.main import main\nmain()", *close, env=service.env, cwd=tmp_path)
+    assert result.returncode == 0 and "2 rows" in result.stdout, result.stderr

@@ -4,17 +4,32 @@ import re
 
 from conftest import ROOT
 
+SERVE_FOR_OTHERS = "MLGOV_TOKENS_FILE=tokens.json bentoml serve mlgov_nb.service:Mlgov --host 0.0.0.0"
+RUN_ELSEWHERE = {                                                   # command: where it is run
+    "make run":                                "the made fixture",
+    "make test":                               "runs this very test",
+    "make serve":                              "test_service",
+    SERVE_FOR_OTHERS:                          "test_service_live, on this machine only",
+    "dvc repro":                               "test_own_data",
+    "mlgov card new my.csv --target churned":  "test_own_data",
+}
+
+
+def readme_commands():
+    "Every line of every bash block"
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT/"README.md").read_text(), re.S)
+    return [line for block in blocks for line in block.strip().splitlines()]
+
 
 def test_readme_commands_all_run(spare):
-    "Every line of every bash block is run here, or by the test that is named"
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT/"README.md").read_text(), re.S)
-    commands = [c for b in blocks for c in b.strip().splitlines()]
-    elsewhere = {"make run": "the made fixture", "make test": "runs this very test", "make serve": "test_service", "MLGOV_TOKENS_FILE=tokens.json bentoml serve mlgov_nb.service:Mlgov --host 0.0.0.0": "test_service_live, on this machine only", "dvc repro": "test_own_data", "mlgov card new my.csv --target churned": "test_own_data"}
-    assert set(elsewhere) <= set(commands)
+    "Every command is run here, or by the test that is named"
+    commands = readme_commands()
+    assert set(RUN_ELSEWHERE) <= set(commands)
     spare.run("git add -A && (git diff --cached --quiet || git commit -qm evidence)")
-    for c in commands:
-        if c in elsewhere or c.startswith("curl "): continue   # curl: test_service
-        if c.startswith("mlgov audit drift"): c = f"{{ {c} || test $? = 1; }}"   # 1: it drifted too far, which is an answer
-        spare.run(c if c.startswith("source") else f"source .venv/bin/activate && {c}")
+    for command in commands:
+        if command in RUN_ELSEWHERE or command.startswith("curl "): continue     # curl: test_service
+        # 1: it drifted too far, which is an answer
+        if command.startswith("mlgov audit drift"): command = f"{{ {command} || test $? = 1; }}"
+        spare.run(command if command.startswith("source") else f"source .venv/bin/activate && {command}")
     acs = json.loads((spare.scope("acs_employment")/"drift.verdict.json").read_text())
     assert acs["verdict"] == "pass", "hardly anything changes in the ACS data: the audit must stay quiet"
