@@ -1,4 +1,6 @@
-"Fairness and explanation audits and `mlgov explain` on odd input: they say what they cannot tell, and never pass for it"
+"""Fairness and explanation audits and `mlgov explain` on odd input.
+
+They say what they cannot tell, and never give it a pass."""
 import json
 import shutil
 
@@ -32,10 +34,12 @@ def audit(tmp_path, name, rows=None, model=MODEL):
     notebook = next((ROOT/"nbs/audits").glob(f"*_{name}.ipynb"))
     run_notebook(notebook, tmp_path/f"{name}.ipynb", ROOT, parameters)
     records = json.loads((tmp_path/f"{name}.json").read_text())
-    return {
-        record["window"]["name"]: {(m["name"], m["subject"]): m for m in record["measures"]}
-        for record in records
-    }
+    return {record["window"]["name"]: by_name(record["measures"]) for record in records}
+
+
+def by_name(measures):
+    "Measures by (name, subject)"
+    return {(measure["name"], measure["subject"]): measure for measure in measures}
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +120,8 @@ def test_numbers_as_text_are_numbers_and_other_text_is_refused(project):
     contributions = answer["contributions"]
     explained = answer["base_score"] + sum(part["in_score"] for part in contributions)
     assert abs(explained - answer["score"]) < 1e-6
-    values = {part["feature"]: part["value"] for part in contributions}
-    assert values["educcat"] == "missing or never seen"
+    education = next(part for part in contributions if part["feature"] == "educcat")
+    assert education["value"] == "missing or never seen"
     rows.assign(age=["old", *rows.age[1:]]).to_csv(project.root/"rows.csv", index=False)
     project.refuses(explain, "is refused: age: not a number")
 
