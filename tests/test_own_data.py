@@ -49,7 +49,7 @@ def awkward_customers(count):
 
 
 def test_own_data_from_a_csv(fresh):
-    "Awkward on purpose"
+    "A file that is awkward on purpose, from its card to a release"
     count = 6000
     awkward_customers(count).to_csv(fresh.root/"my.csv", index=False)
     output = fresh.run("mlgov card new my.csv --target churned").stdout
