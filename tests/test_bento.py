@@ -23,8 +23,15 @@ def hidden_project(tmp_path):
     shutil.copytree(ROOT/"mlgov_nb", root/"mlgov_nb", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT/"data/sample/model", root/"release/served/model")
     model = load(root/"release/served/model")
-    release = dict(card="gss_wages", title="Wages", use="A test", selection="It is the only one.", example={}, service={},
-                   model=dict(name=model.name, version=model.version))
+    release = dict(
+        card="gss_wages",
+        title="Wages",
+        use="A test",
+        selection="It is the only one.",
+        example={},
+        service={},
+        model=dict(name=model.name, version=model.version),
+    )
     (root/"release/served/RELEASE.json").write_text(json.dumps(release))
     (root/"data").mkdir()
     (root/"data/private.csv").write_text("not for a Bento\n")
@@ -38,8 +45,10 @@ def test_a_bento_is_built_below_a_hidden_folder(hidden_project):
     built = hidden_project/".bentoml/bentos/mlgov"/version
     source = built/"src"
     assert (source/"mlgov_nb/service.py").read_bytes() == (ROOT/"mlgov_nb/service.py").read_bytes()
-    assert (source/"release/served/RELEASE.json").is_file() and (source/"mlgov_nb/schemas/profile.schema.json").is_file()
-    assert not (source/"data").exists() and not (source/"params.yaml").exists()
+    for present in ("release/served/RELEASE.json", "mlgov_nb/schemas/profile.schema.json"):
+        assert (source/present).is_file(), present
+    for absent in ("data", "params.yaml"):
+        assert not (source/absent).exists(), absent
     assert yaml.safe_load((built/"bento.yaml").read_text())["labels"]["git_commit"]
     assert bento(hidden_project, version) == tag, "an older one of the same version is replaced"
 
@@ -47,5 +56,6 @@ def test_a_bento_is_built_below_a_hidden_folder(hidden_project):
 def test_bentoml_alone_refuses_there(hidden_project):
     "The reason for the copy; when this fails, BentoML has changed and the copy may go"
     command = [sys.executable, "-m", "bentoml", "build", "--output", "tag"]
-    result = subprocess.run(command, cwd=hidden_project, env=bento_env(hidden_project), capture_output=True, text=True)
+    env = bento_env(hidden_project)
+    result = subprocess.run(command, cwd=hidden_project, env=env, capture_output=True, text=True)
     assert result.returncode and "hidden" in result.stdout + result.stderr

@@ -15,75 +15,118 @@ from mlgov_nb.settings import Limits, load_params
 from mlgov_nb.stats.measures import schema
 
 AUDITS = sorted((ROOT/"nbs/audits").glob("*.ipynb"))
+PICKLES = {"pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal"}
+TEXT_FILES = {".py", ".md", ".json", ".ipynb", ".yaml", ".lock"}
 
 
-def cells(nb): return json.loads(nb.read_text())["cells"]
-def source(c): return "".join(c["source"])
+def cells(notebook): return json.loads(notebook.read_text())["cells"]
+
+
+def source(cell): return "".join(cell["source"])
+
+
+def imported_packages(node):
+    "The top-level names that a node of the syntax tree imports"
+    if not isinstance(node, ast.Import | ast.ImportFrom): return set()
+    names = [alias.name for alias in node.names]
+    names.append(getattr(node, "module", "") or "")
+    return {name.split(".")[0] for name in names}
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_pickle_anywhere(module):
-    text = module_file(module).read_text()
-    for node in ast.walk(ast.parse(text)):
-        names = [a.name for a in node.names] + [getattr(node, "module", "") or ""] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
-        assert not {n.split(".")[0] for n in names} & {"pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal"}
-        if isinstance(node, ast.keyword) and node.arg == "allow_pickle": assert node.value.value is False
+    for node in ast.walk(module_tree(module)):
+        assert not imported_packages(node) & PICKLES
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert node.value.value is False
+
+
+def public_functions(module):
+    "The functions that a module offers"
+    for node in module_tree(module).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"): yield node
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_public_functions_are_documented(module):
+    if module.startswith("cli."): return        # a command's help is its documentation
     lines = module_file(module).read_text().splitlines()
-    for f in module_tree(module).body:
-        if not isinstance(f, ast.FunctionDef) or f.name.startswith("_") or module.startswith("cli."): continue
-        assert ast.get_docstring(f) or len(f.body) == 1, f"{module}.{f.name} has no docstring"
-        if ast.get_docstring(f) and len(f.args.args) and f.lineno != f.body[0].lineno - 1:
-            for a in f.args.args: assert "#" in lines[a.lineno - 1] or a.arg == "self", f"{module}.{f.name}: parameter {a.arg} has no docment"
+    for function in public_functions(module):
+        name = f"{module}.{function.name}"
+        docstring, parameters = ast.get_docstring(function), function.args.args
+        assert docstring or len(function.body) == 1, f"{name} has no docstring"
+        on_one_line = function.lineno == function.body[0].lineno - 1
+        if not docstring or on_one_line: continue
+        for parameter in parameters:
+            documented = "#" in lines[parameter.lineno - 1] or parameter.arg == "self"
+            assert documented, f"{name}: parameter {parameter.arg} has no docment"
 
 
 def test_every_audit_has_a_notebook_and_limits():
     params = load_params(ROOT/"params.yaml")
     assert set(params.audits) == set(Limits.model_fields) - {"pre_release"}
-    for name, nb in params.audits.items():
-        assert (ROOT/"nbs/audits"/f"{nb}.ipynb").is_file()
-        for task in params.limits: assert getattr(params.limits[task], name), f"no limit for {name}, {task}"
+    for name, notebook in params.audits.items():
+        assert (ROOT/"nbs/audits"/f"{notebook}.ipynb").is_file()
+        for task, limits in params.limits.items():
+            assert getattr(limits, name), f"no limit for {name}, {task}"
 
 
 @pytest.mark.parametrize("nb", AUDITS, ids=lambda p: p.stem)
 def test_audit_notebooks_keep_the_rules(nb):
-    tagged = [c for c in cells(nb) if "parameters" in c["metadata"].get("tags", [])]
+    tagged = [cell for cell in cells(nb) if "parameters" in cell["metadata"].get("tags", [])]
     assert len(tagged) == 1, "exactly one cell is tagged parameters"
-    for node in ast.parse(source(tagged[0])).body: ast.literal_eval(node.value)   # literals only
-    code = [source(c) for c in cells(nb) if c["cell_type"] == "code"]
-    assert not any(isinstance(n, ast.FunctionDef) for c in code for n in ast.walk(ast.parse(c))), "an audit defines no function"
+    for node in ast.parse(source(tagged[0])).body:
+        ast.literal_eval(node.value)        # fails on anything but a literal
+    code = [source(cell) for cell in cells(nb) if cell["cell_type"] == "code"]
+    nodes = [node for text in code for node in ast.walk(ast.parse(text))]
+    assert not any(isinstance(node, ast.FunctionDef) for node in nodes), "an audit defines no function"
     assert "limits" not in "".join(code) or nb.stem == "model_card", "an audit never reads limits"
 
 
+def schema_of(report):
+    "The name of the schema that a report follows; None where there is none"
+    if report.name in ("metrics.json", "model_card.json"): return None
+    if report.name.endswith(".verdict.json"): return "verdict"
+    if report.name == "harm.json": return "harm"
+    return "measures"
+
+
 def test_committed_evidence_follows_its_schema():
-    found = sorted((ROOT/"reports").glob("*/*.json"))
-    names = {p.name for p in found}
+    reports = sorted((ROOT/"reports").glob("*/*.json"))
+    names = {report.name for report in reports}
     assert {"drift.json", "fairness.json", "explanation.json", "performance.json", "select.json", "harm.json"} <= names
-    for p in found:
-        if p.name in ("metrics.json", "model_card.json"): continue
-        jsonschema.validate(json.loads(p.read_text()), schema("verdict" if p.name.endswith(".verdict.json") else "harm" if p.name == "harm.json" else "measures"))
+    for report in reports:
+        name = schema_of(report)
+        if name: jsonschema.validate(json.loads(report.read_text()), schema(name))
 
 
 def test_lock_is_exact_and_portable():
-    lines = [x for x in (ROOT/"requirements.lock").read_text().splitlines() if x and not x.startswith("#")]
-    assert all("==" in x and "+" not in x for x in lines)
-    assert "torch==2.13.0" in lines and [x.split("==")[0] for x in lines if x.startswith("nvidia")] == ["nvidia-ml-py"]   # BentoML's; the others are torch's own
+    lines = (ROOT/"requirements.lock").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all("==" in pin and "+" not in pin for pin in pins)
+    assert "torch==2.13.0" in pins
+    from_nvidia = [pin.split("==")[0] for pin in pins if pin.startswith("nvidia")]
+    assert from_nvidia == ["nvidia-ml-py"], "it is BentoML's; PyTorch's own packages for a GPU are not locked"
 
 
 def test_nothing_of_the_makers_machine_is_in_the_tree():
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     home = re.compile(rf"{re.escape(str(ROOT.parent))}/|/(home|Users)/\w+/|/root/")
-    for f in tracked:
-        if Path(f).suffix in (".py", ".md", ".json", ".ipynb", ".yaml", ".lock"): assert f == "tests/test_project.py" or not home.search((ROOT/f).read_text(errors="ignore")), f
+    for name in listed.splitlines():
+        if Path(name).suffix not in TEXT_FILES or name == "tests/test_project.py": continue
+        assert not home.search((ROOT/name).read_text(errors="ignore")), name
 
 
 def test_make_says_when_there_is_no_python(tmp_path):
-    for c in ("make", "bash", "sh", "test", "touch", "awk"):
-        if at := shutil.which(c): (tmp_path/"bin").mkdir(exist_ok=True); (tmp_path/"bin"/c).symlink_to(at)
-    for f in ("Makefile", "requirements.lock", "pyproject.toml"): shutil.copy(ROOT/f, tmp_path)
-    got = subprocess.run([tmp_path/"bin/make", "setup"], cwd=tmp_path, env={"PATH": str(tmp_path/"bin")}, capture_output=True, text=True)
-    assert got.returncode == 2 and "mlgov-nb needs Python 3.11 or newer with venv; found: none" in got.stderr
+    programs = tmp_path/"bin"
+    programs.mkdir()
+    for name in ("make", "bash", "sh", "test", "touch", "awk"):
+        found = shutil.which(name)
+        if found: (programs/name).symlink_to(found)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"): shutil.copy(ROOT/name, tmp_path)
+    result = subprocess.run(
+        [programs/"make", "setup"], cwd=tmp_path, env={"PATH": str(programs)}, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert "mlgov-nb needs Python 3.11 or newer with venv; found: none" in result.stderr
     assert not (tmp_path/".venv").exists()
