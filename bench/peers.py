@@ -25,7 +25,7 @@ PINS = dict(
 
 
 def python_of(name):
-    "The Python of a peer's environment, made when it is not there; None when it does not install, with the reason printed"
+    "The Python of a peer's environment, made when it is not there; None, with a message, when it does not install"
     environment = ROOT/".bench"/name
     python = environment/"bin"/"python"
     if (environment/"ready").is_file(): return python
