@@ -1,4 +1,5 @@
-"""Exact SHAP values of the gradient-boosting candidate: seconds beside shap.TreeExplainer on scikit-learn's model, same rows, same run.
+"""Exact SHAP values of the gradient-boosting candidate: seconds beside shap.TreeExplainer on scikit-learn's model, same
+rows, same run.
 
     python bench/explain.py            100,000 rows; half a minute
     python bench/explain.py --small    a smoke test, into .bench/
@@ -8,7 +9,7 @@ import time
 
 import numpy as np
 import shap
-from report import HERE, machine, started, table, versions, write
+from report import HERE, document, machine, started, table, versions, write
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from mlgov_nb.data.card import card_path, load_card
@@ -23,43 +24,74 @@ from mlgov_nb.settings import load_params
 ROOT = HERE.parent
 
 
-def seconds(run, times=3):
+def timed(run, times=3):
     "Median seconds, and the last result"
-    took = []
+    seconds = []
     for _ in range(times):
         start = time.perf_counter()
-        got = run()
-        took.append(time.perf_counter() - start)
-    return statistics.median(took), got
+        result = run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), result
+
+
+def trained(row_count):
+    "Encoder and scikit-learn's model of GSS, and rows of its other parts as codes, drawn with replacement"
+    params, card = load_params(ROOT/"params.yaml"), load_card(card_path(ROOT, "gss_wages"))
+    rows = prepare(read_rows(ROOT/"data/raw"/card.path), card)[0]
+    parts = split(rows, card, params.seed)
+    encoder = fit_encoder(parts["train"], card)
+    train = parts["train"].dropna(subset=card.target.name)
+    model = HistGradientBoostingClassifier(
+        **params.candidates["gradient_boosting"].params,
+        early_stopping=True,
+        n_iter_no_change=20,
+        validation_fraction=0.1,
+        scoring="loss",
+        random_state=params.seed,
+    )
+    model.fit(codes(encoder, train), train[card.target.name])
+    pool = np.concatenate([codes(encoder, part) for name, part in parts.items() if name != "train"])
+    drawn = np.random.default_rng(0).integers(0, len(pool), row_count)
+    return encoder, model, pool[drawn]
 
 
 def main(small, folder):
-    rows = 3000 if small else 100_000
-    params, card = load_params(ROOT/"params.yaml"), load_card(card_path(ROOT, "gss_wages"))
-    parts = split(prepare(read_rows(ROOT/"data/raw"/card.path), card)[0], card, params.seed)
-    enc, train = fit_encoder(parts["train"], card), parts["train"].dropna(subset=card.target.name)
-    model = HistGradientBoostingClassifier(**params.candidates["gradient_boosting"].params, early_stopping=True, n_iter_no_change=20, validation_fraction=0.1, scoring="loss", random_state=params.seed)
-    model.fit(codes(enc, train), train[card.target.name])
-    pool = np.concatenate([codes(enc, v) for k, v in parts.items() if k != "train"])
-    Z = pool[np.random.default_rng(0).integers(0, len(pool), rows)]
+    row_count = 3000 if small else 100_000
+    encoder, model, Z = trained(row_count)
     arrays = flatten_trees(model)
     tree_shap(Z[:300], tree_tables(arrays))                     # compile
-    prep, tables = seconds(lambda: tree_tables(arrays))
-    ours, (base, values) = seconds(lambda: tree_shap(Z, tables))
-    out = np.zeros(Z.shape)
-    one, _ = seconds(lambda: _tree_rows(Z, out, tables["args"]))
+    preparing, tables = timed(lambda: tree_tables(arrays))
+    all_cores, (base, values) = timed(lambda: tree_shap(Z, tables))
+    scratch = np.zeros(Z.shape)
+    single, _ = timed(lambda: _tree_rows(Z, scratch, tables["args"]))      # one thread
     explainer = shap.TreeExplainer(model)
-    theirs, want = seconds(lambda: explainer.shap_values(Z, check_additivity=False), 1)
-    worst, add = float(np.abs(values - want).max()), float(np.abs(base + values.sum(axis=1) - model.decision_function(Z)).max())
-    got = [dict(explainer="shap.TreeExplainer", seconds=f"{theirs:.2f}", ratio="1"), dict(explainer="mlgov-nb, one thread", seconds=f"{one + prep:.2f}", ratio=f"{theirs / (one + prep):.0f}"), dict(explainer="mlgov-nb, all cores", seconds=f"{ours + prep:.2f}", ratio=f"{theirs / (ours + prep):.0f}")]
-    text = f"""# Exact SHAP values of boosted trees
-
-{rows:,} rows of GSS (resampled, missing values included), {len(model._predictors)} trees, {len(enc.features)} features. Making the tables ({prep:.3f} s) is counted. Ours: median of three runs; shap: one.
-
-{table(got, ['explainer', 'seconds', 'ratio'])}
-
-Largest difference of a value to shap's: {worst:.1e}. Largest distance of base value + contributions to the score: {add:.1e}."""
-    write("explain", text, dict(machine=machine(), versions=versions("numpy", "scikit-learn", "shap", "numba"), rows=rows, seconds=dict(shap=theirs, one_thread=one, all_cores=ours, tables=prep), largest_difference=worst, additivity=add), folder)
+    peer, peer_values = timed(lambda: explainer.shap_values(Z, check_additivity=False), 1)
+    difference = float(np.abs(values - peer_values).max())
+    additivity = float(np.abs(base + values.sum(axis=1) - model.decision_function(Z)).max())
+    def contestant(name, seconds): return dict(explainer=name, seconds=f"{seconds:.2f}", ratio=f"{peer / seconds:.0f}")
+    rows = [
+        contestant("shap.TreeExplainer", peer),
+        contestant("mlgov-nb, one thread", single + preparing),
+        contestant("mlgov-nb, all cores", all_cores + preparing),
+    ]
+    text = document(
+        "# Exact SHAP values of boosted trees",
+        f"{row_count:,} rows of GSS (resampled, missing values included), {len(model._predictors)} trees, "
+        f"{len(encoder.features)} features. Making the tables ({preparing:.3f} s) is counted. "
+        "Ours: median of three runs; shap: one.",
+        table(rows, ["explainer", "seconds", "ratio"]),
+        f"Largest difference of a value to shap's: {difference:.1e}. "
+        f"Largest distance of base value + contributions to the score: {additivity:.1e}.",
+    )
+    data = dict(
+        machine=machine(),
+        versions=versions("numpy", "scikit-learn", "shap", "numba"),
+        rows=row_count,
+        seconds=dict(shap=peer, one_thread=single, all_cores=all_cores, tables=preparing),
+        largest_difference=difference,
+        additivity=additivity,
+    )
+    write("explain", text, data, folder)
     print(text)
 
 

@@ -3,17 +3,18 @@
     python bench/fairness.py            some fifteen minutes
     python bench/fairness.py --small    a smoke test, into .bench/
 
-Coverage: real rows with real labels and a model's real scores are the population, so the truth is known; samples are drawn
-from it again and again, and the intervals of each are held against the truth. In the rows called 'equal', the groups
-are shuffled among the rows of the population, and the truth is the (small) gap that is left.
+Coverage: real rows with real labels and a model's real scores are the population, so the truth is known; samples are
+drawn from it again and again, and the intervals of each are held against the truth. In the rows called 'equal', the
+groups are shuffled among the rows of the population, and the truth is the (small) gap that is left.
 """
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from fairlearn.metrics import MetricFrame, false_positive_rate, selection_rate, true_positive_rate
-from report import HERE, machine, started, table, versions, write
+from report import HERE, document, machine, started, table, versions, write
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import accuracy_score
 
@@ -25,91 +26,181 @@ from mlgov_nb.model.encoding import codes, fit_encoder
 from mlgov_nb.stats.measures import wilson
 
 ROOT = HERE.parent
-SHOWN = ["selection_rate_difference", "selection_rate_ratio", "equal_opportunity_difference", "equal_opportunity_ratio", "equalized_odds_difference", "equalized_odds_ratio",
-         "predictive_parity_difference", "accuracy_difference", "auc_difference", "calibration_gap_difference", "mae_ratio", "mean_error_difference", "rmse_difference"]
-
+SHOWN = [
+    "selection_rate_difference", "selection_rate_ratio",
+    "equal_opportunity_difference", "equal_opportunity_ratio",
+    "equalized_odds_difference", "equalized_odds_ratio",
+    "predictive_parity_difference", "accuracy_difference", "auc_difference", "calibration_gap_difference",
+    "mae_ratio", "mean_error_difference", "rmse_difference",
+]
 MANY = "gender and work"     # an intersection of many groups
+POPULATIONS = [
+    ("gss_wages", "gender"),
+    ("gss_wages", "age_band"),
+    ("acs_employment", "sex"),
+    ("acs_employment", "race"),
+    ("gss_wages", MANY),
+]
+DRAWS = 10_000               # resamples of the speed test
 
 
-def population(card, attribute, most=60_000):
+class Case(NamedTuple):
+    "One population, and how it is sampled"
+    card: str
+    attribute: str
+    equal: bool              # groups are shuffled
+    size: int                # rows of a sample
+    times: int               # samples
+    draws: int               # behind each interval
+
+    def title(self):
+        return f"{self.card}, {self.attribute}{', equal' if self.equal else ''}, {self.size:,} rows"
+
+
+def scores_out_of_sample(Z, y):
+    "Each half is scored by a model of the other half"
+    score = np.empty(len(y))
+    even = np.arange(len(y)) % 2 == 0
+    for half in (even, ~even):
+        model = HistGradientBoostingClassifier(max_iter=60, random_state=0).fit(Z[half], y[half])
+        score[~half] = model.predict_proba(Z[~half])[:, 1]
+    return score
+
+
+def population(card_name, attribute, most=60_000):
     "Group, label, score of labelled rows; the score is out of sample"
-    c = load_card(card_path(ROOT, card))
-    rows = prepare(read_rows(ROOT/"data/raw"/c.path), c)[0].dropna(subset=c.target.name)
+    card = load_card(card_path(ROOT, card_name))
+    target = card.target.name
+    rows = prepare(read_rows(ROOT/"data/raw"/card.path), card)[0].dropna(subset=target)
     rows = rows.iloc[np.random.default_rng(0).permutation(len(rows))[:most]].reset_index(drop=True)
     if attribute == MANY: rows[MANY] = rows.gender + ", " + rows.occrecode.fillna("no occupation")
-    rows = rows[rows[attribute].map(rows[attribute].value_counts(normalize=True)) > (0.01 if attribute == MANY else 0.04)].reset_index(drop=True)     # groups that a sample can rate
-    Z, y = codes(fit_encoder(rows, c), rows), rows[c.target.name].to_numpy()
-    half, score = np.arange(len(y)) % 2 == 0, np.empty(len(y))
-    for h in (half, ~half): score[~h] = HistGradientBoostingClassifier(max_iter=60, random_state=0).fit(Z[h], y[h]).predict_proba(Z[~h])[:, 1]
-    return rows[[attribute]], y, score
+    share = rows[attribute].map(rows[attribute].value_counts(normalize=True))
+    least = 0.01 if attribute == MANY else 0.04          # groups that a sample can rate
+    rows = rows[share > least].reset_index(drop=True)
+    Z, y = codes(fit_encoder(rows, card), rows), rows[target].to_numpy()
+    return rows[[attribute]], y, scores_out_of_sample(Z, y)
 
 
-def measured(df, y, score, draws, seed):
+def measured(groups, y, score, draws, seed):
     "Binary measures of decisions and scores, and the score's own as a regression"
-    at = [list(df.columns)]
-    both = fairness_measures(df, at, "binary", y, score, 0.5, draws=draws, seed=seed) + fairness_measures(df, at, "regression", y, score, 0.5, draws=draws, seed=seed)
-    return {m["name"]: m for m in both if m["subject"] == df.columns[0]}
+    attribute = groups.columns[0]
+    measures = []
+    for task in ("binary", "regression"):
+        measures += fairness_measures(groups, [list(groups.columns)], task, y, score, 0.5, draws=draws, seed=seed)
+    return {measure["name"]: measure for measure in measures if measure["subject"] == attribute}
+
+
+def is_rated(measure):
+    "Were all groups large enough?"
+    return measure["value"] is not None and "note" not in measure
 
 
 def covered(case):
     "Of one case: measure -> covered, of how many"
-    card, attribute, equal, n, times, draws = case
-    df, y, score = population(card, attribute)
-    rng = np.random.default_rng(sum(map(ord, f"{card}{attribute}{equal}{n}")))
-    if equal: df = df.iloc[rng.permutation(len(df))].reset_index(drop=True)
-    truth = {k: m["value"] for k, m in measured(df, y, score, 100, 0).items()}
-    hits = {k: [] for k in SHOWN}
-    for t in range(times):
-        i = rng.integers(0, len(df), n)
-        for k, m in measured(df.iloc[i].reset_index(drop=True), y[i], score[i], draws, t).items():
-            if k in hits and m["value"] is not None and "note" not in m: hits[k].append(m["low"] <= truth[k] <= m["high"])
-    return {k: (int(np.sum(v)), len(v)) for k, v in hits.items()}
+    groups, y, score = population(case.card, case.attribute)
+    rng = np.random.default_rng(sum(map(ord, f"{case.card}{case.attribute}{case.equal}{case.size}")))
+    if case.equal: groups = groups.iloc[rng.permutation(len(groups))].reset_index(drop=True)
+    truth = {name: measure["value"] for name, measure in measured(groups, y, score, 100, 0).items()}
+    hits = {name: [] for name in SHOWN}
+    for seed in range(case.times):
+        sample = rng.integers(0, len(groups), case.size)
+        sampled = groups.iloc[sample].reset_index(drop=True)
+        for name, measure in measured(sampled, y[sample], score[sample], case.draws, seed).items():
+            if name in hits and is_rated(measure):
+                hits[name].append(measure["low"] <= truth[name] <= measure["high"])
+    return {name: (int(np.sum(found)), len(found)) for name, found in hits.items()}
 
 
-def speed(times, boots):
-    "Milliseconds per resample, MetricFrame's and ours"
-    df, y, score = population("gss_wages", "gender")
-    i = np.random.default_rng(0).integers(0, len(df), 38_000)
-    g, y, d = df.gender.iloc[i].reset_index(drop=True), y[i].astype(int), (score[i] >= 0.5).astype(int)
+def speed(times, resamples):
+    "Milliseconds per resample, MetricFrame's and ours, and of all of ours"
+    groups, y, score = population("gss_wages", "gender")
+    sample = np.random.default_rng(0).integers(0, len(groups), 38_000)
+    gender = groups.gender.iloc[sample].reset_index(drop=True)
+    label, decision = y[sample].astype(int), (score[sample] >= 0.5).astype(int)
     start = time.perf_counter()
-    MetricFrame(metrics=dict(a=selection_rate, b=true_positive_rate, c=false_positive_rate, d=accuracy_score), y_true=y, y_pred=d, sensitive_features=g, n_boot=boots, ci_quantiles=[0.025, 0.975], random_state=0)
-    theirs = (time.perf_counter() - start) / boots
-    took = []
-    for s in range(times):
+    MetricFrame(
+        metrics=dict(a=selection_rate, b=true_positive_rate, c=false_positive_rate, d=accuracy_score),
+        y_true=label,
+        y_pred=decision,
+        sensitive_features=gender,
+        n_boot=resamples,
+        ci_quantiles=[0.025, 0.975],
+        random_state=0,
+    )
+    peer = (time.perf_counter() - start) / resamples
+    seconds = []
+    for seed in range(times):
         start = time.perf_counter()
-        rates_between(count_groups("gender=" + g, y.astype(float), d), "gender", draws=10_000, seed=s)
-        took.append(time.perf_counter() - start)
-    return 1000 * theirs, 1000 * float(np.median(took)) / 10_000, 1000 * float(np.median(took))
+        counts = count_groups("gender=" + gender, label.astype(float), decision)
+        rates_between(counts, "gender", draws=DRAWS, seed=seed)
+        seconds.append(time.perf_counter() - start)
+    ours = float(np.median(seconds))
+    return 1000 * peer, 1000 * ours / DRAWS, 1000 * ours
+
+
+def coverage_cases(times, draws):
+    "Each population with its groups as they are and shuffled, in samples of each size"
+    return [
+        Case(card, attribute, equal, size, times, draws)
+        for card, attribute in POPULATIONS
+        for equal in (False, True)
+        for size in ((12_000,) if attribute == MANY else (1500, 6000))
+    ]
+
+
+def coverage_text(coverage, titles, times):
+    "Table of the coverage of each measure in each case, and a summary"
+    least = 0.9 * times
+    def cell(hits, samples): return f"{100 * hits / samples:.1f}" if samples >= least else ""
+    numbers = [str(number + 1) for number in range(len(titles))]
+    rows = []
+    for name in SHOWN:
+        shown = {number: cell(*case[name]) for number, case in zip(numbers, coverage, strict=True)}
+        rows.append(dict(measure=name.replace("_", " "), **shown))
+    cells = [(hits, samples) for case in coverage for hits, samples in case.values() if samples >= least]
+    share = [hits / samples for hits, samples in cells]
+    low, high = wilson(sum(hits for hits, _ in cells), sum(samples for _, samples in cells))
+    within = sum(0.93 <= one <= 0.97 for one in share)
+    return document(
+        f"{times:,} samples a cell; a cell's own 95% interval is some "
+        f"±{100 * 1.96 * np.sqrt(.05 * .95 / times):.1f} points. "
+        "Empty: in more than a tenth of the samples a group had too few rows to be rated. "
+        f"Over all {len(cells)} cells: {100 * np.mean(share):.1f}% (95% {100 * low:.1f} to {100 * high:.1f}), "
+        f"lowest {100 * min(share):.1f}, highest {100 * max(share):.1f}; "
+        f"{within} of {len(share)} within 93 to 97.",
+        table(rows, ["measure", *numbers]),
+        "\n".join(f"{number}. {title}" for number, title in zip(numbers, titles, strict=True)),
+        "The last three measures take the score as the prediction of a regression.",
+    )
 
 
 def main(small, folder):
-    times, draws, boots = (20, 300, 5) if small else (1000, 2000, 100)
-    theirs, ours, whole = speed(5, boots)
-    sets = [("gss_wages", "gender"), ("gss_wages", "age_band"), ("acs_employment", "sex"), ("acs_employment", "race"), ("gss_wages", MANY)]
-    cases = [(c, a, e, n, times, draws) for c, a in sets for e in (False, True) for n in ((12_000,) if a == MANY else (1500, 6000))]
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:   # a fork would inherit OpenMP's threads and hang
-        got = list(pool.map(covered, cases))
-    names = [f"{c}, {a}{', equal' if e else ''}, {n:,} rows" for c, a, e, n, *_ in cases]
-    rows = [dict(measure=k.replace("_", " "), **{str(j + 1): f"{100 * h / m:.1f}" if m >= 0.9 * times else "" for j, (h, m) in enumerate(g[k] for g in got)}) for k in SHOWN]
-    cells = [(h, m) for g in got for h, m in g.values() if m >= 0.9 * times]
-    share = [h / m for h, m in cells]
-    low, high = wilson(sum(h for h, _ in cells), sum(m for _, m in cells))
-    text = f"""# Intervals of group gaps
-
-## Speed
-
-38,000 rows of GSS by gender. Fairlearn's MetricFrame, four metrics, {boots} bootstrap resamples: {theirs:.1f} ms per resample. Ours, five measures as differences and ratios, 10,000 resamples: {whole:.0f} ms in all, counting included: {1000 * ours:.2f} microseconds per resample, **{theirs / ours:,.0f} times faster** per resample.
-
-## Coverage of the 95% intervals, in %
-
-{times:,} samples a cell; a cell's own 95% interval is some ±{100 * 1.96 * np.sqrt(.05 * .95 / times):.1f} points. Empty: in more than a tenth of the samples a group had too few rows to be rated. Over all {len(cells)} cells: {100 * np.mean(share):.1f}% (95% {100 * low:.1f} to {100 * high:.1f}), lowest {100 * min(share):.1f}, highest {100 * max(share):.1f}; {sum(0.93 <= s <= 0.97 for s in share)} of {len(share)} within 93 to 97.
-
-{table(rows, ['measure', *(str(j + 1) for j in range(len(names)))])}
-
-{chr(10).join(f'{j + 1}. {n}' for j, n in enumerate(names))}
-
-The last three measures take the score as the prediction of a regression."""
-    write("fairness", text, dict(machine=machine(), versions=versions("numpy", "fairlearn", "scikit-learn"), milliseconds=dict(metricframe=theirs, ours=ours, ours_all=whole), coverage={n: {k: dict(covered=h, of=m) for k, (h, m) in g.items()} for n, g in zip(names, got)}), folder)
+    times, draws, resamples = (20, 300, 5) if small else (1000, 2000, 100)
+    peer, ours, whole = speed(5, resamples)
+    cases = coverage_cases(times, draws)
+    spawn = multiprocessing.get_context("spawn")      # a fork would inherit OpenMP's threads and hang
+    with ProcessPoolExecutor(2, mp_context=spawn) as pool: coverage = list(pool.map(covered, cases))
+    titles = [case.title() for case in cases]
+    text = document(
+        "# Intervals of group gaps",
+        "## Speed",
+        f"38,000 rows of GSS by gender. Fairlearn's MetricFrame, four metrics, {resamples} bootstrap resamples: "
+        f"{peer:.1f} ms per resample. Ours, five measures as differences and ratios, {DRAWS:,} resamples: "
+        f"{whole:.0f} ms in all, counting included: {1000 * ours:.2f} microseconds per resample, "
+        f"**{peer / ours:,.0f} times faster** per resample.",
+        "## Coverage of the 95% intervals, in %",
+        coverage_text(coverage, titles, times),
+    )
+    data = dict(
+        machine=machine(),
+        versions=versions("numpy", "fairlearn", "scikit-learn"),
+        milliseconds=dict(metricframe=peer, ours=ours, ours_all=whole),
+        coverage={
+            title: {name: dict(covered=hits, of=samples) for name, (hits, samples) in case.items()}
+            for title, case in zip(titles, coverage, strict=True)
+        },
+    )
+    write("fairness", text, data, folder)
     print(text)
 
 

@@ -11,16 +11,26 @@ import nannyml
 import pandas as pd
 
 warnings.filterwarnings("ignore")
+
+
+def has_alert(calculator, window):
+    "Is there an alert for any column of the window?"
+    result = calculator.calculate(window).to_df()
+    alert_columns = [column for column in result.columns if column[-1] == "alert"]
+    in_window = result[("chunk", "chunk", "period")] == "analysis"
+    return bool(result.loc[in_window, alert_columns].to_numpy().any())
+
+
+def alerts_of(reference_file):
+    "Alert of each window that lies beside a reference"
+    reference, folder = pd.read_parquet(reference_file), reference_file.parent
+    windows = {file.stem: pd.read_parquet(file) for file in sorted(folder.glob("w*.parquet"))}
+    row_count = len(next(iter(windows.values())))
+    calculator = nannyml.UnivariateDriftCalculator(column_names=list(reference), chunk_size=row_count).fit(reference)
+    return {f"{folder.name}/{name}": has_alert(calculator, window) for name, window in windows.items()}
+
+
 folder = Path(sys.argv[1])
-out = {}
-for ref in sorted(folder.glob("*/reference.parquet")):
-    old = pd.read_parquet(ref)
-    windows = {f.stem: pd.read_parquet(f) for f in sorted(ref.parent.glob("w*.parquet"))}
-    n = len(next(iter(windows.values())))
-    calc = nannyml.UnivariateDriftCalculator(column_names=list(old), chunk_size=n).fit(old)
-    for k, v in windows.items():
-        got = calc.calculate(v).to_df()
-        alert = [c for c in got.columns if c[-1] == "alert"]
-        at = got[("chunk", "chunk", "period")] == "analysis"
-        out[f"{ref.parent.name}/{k}"] = bool(got.loc[at, alert].to_numpy().any())
-(folder/"alerts.json").write_text(json.dumps(out))
+alerts = {}
+for file in sorted(folder.glob("*/reference.parquet")): alerts |= alerts_of(file)
+(folder/"alerts.json").write_text(json.dumps(alerts))

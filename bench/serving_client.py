@@ -1,8 +1,10 @@
-"""HTTP load by raw sockets from one process: the lines of a file are the bodies, in turn; the result is one line of JSON.
+"""HTTP load by raw sockets from one process: the lines of a file are the bodies, in turn; the result is one line of
+JSON.
 
     python serving_client.py URL BODIES --connections 16 --seconds 4    the next request when an answer has come
-    python serving_client.py URL BODIES --rate 500 --seconds 60         one each 1/500 s, whatever the answers do; latency counts
-                                                                        from when a request was due, so waiting is not left out
+    python serving_client.py URL BODIES --rate 500 --seconds 60         one each 1/500 s, whatever the answers do
+
+At a constant rate latency counts from when a request was due, so waiting is not left out.
 """
 import argparse
 import json
@@ -11,55 +13,125 @@ import socket
 import time
 from collections import deque
 from itertools import cycle
+from pathlib import Path
 from urllib.parse import urlsplit
 
+clock = time.perf_counter
 
-def length(got):
+
+def length(answer):
     "Bytes of a whole answer, once its head is there"
-    if (end := got.find(b"\r\n\r\n")) < 0: return None
-    return end + 4 + next(int(x[15:]) for x in bytes(got[:end]).lower().split(b"\r\n") if x.startswith(b"content-length:"))
+    end = answer.find(b"\r\n\r\n")
+    if end < 0: return None
+    head = bytes(answer[:end]).lower().split(b"\r\n")
+    body = next(int(line[15:]) for line in head if line.startswith(b"content-length:"))
+    return end + 4 + body
 
 
-def say(took, seconds, bad):
-    took = sorted(took)
-    def at(q): return 1000 * took[min(len(took) - 1, int(q * len(took)))] if took else None
-    print(json.dumps(dict(n=len(took), seconds=seconds, p50=at(0.5), p99=at(0.99), worst=at(1), bad=bad)), flush=True)
+def is_whole(answer):
+    "Has all of the answer come?"
+    expected = length(answer)
+    return bool(expected) and len(answer) >= expected
 
 
-def load(url, file, connections, seconds, rate=None, every=None):
-    "Run; what came is told each `every` seconds, and at the end"
-    u, clock, wait = urlsplit(url), time.perf_counter, selectors.DefaultSelector()
-    with open(file, "rb") as f: bodies = cycle([f"POST {u.path} HTTP/1.1\r\nHost: {u.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(b)}\r\n\r\n".encode() + b for b in f.read().splitlines()])
-    def connect():
-        s = socket.create_connection((u.hostname, u.port))
-        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        wait.register(s, selectors.EVENT_READ)
-        return s
-    free, due, parts, took, sent, bad = deque(connect() for _ in range(connections)), {}, {}, [], 0, 0
-    start = last = clock()
-    while True:
-        now = clock()
-        more = sent < rate * seconds if rate else now - start < seconds
-        if not more and not due: break
-        while more and free and (not rate or (sent < rate * seconds and start + sent / rate <= now)):
-            s = free.popleft()
-            due[s], parts[s] = start + sent / rate if rate else clock(), bytearray()
-            s.sendall(next(bodies))
-            sent += 1
-        for key, _ in wait.select(0 if rate and more else 1):
-            s, got = key.fileobj, parts[key.fileobj]
-            got += (new := s.recv(1 << 20))
-            if not new: raise SystemExit("the server closed a connection")
-            if len(got) < (length(got) or len(got) + 1): continue
-            took.append(clock() - due.pop(s))
-            bad += not got.startswith(b"HTTP/1.1 200")
-            if b"\r\nconnection: close" in got[:1000].lower(): wait.unregister(s); s.close(); s = connect()
-            free.append(s)
-        if every and now - last >= every: say(took, now - last, bad); took, last = [], now
-    say(took, clock() - last, bad)
+def is_last(answer):
+    "Does the server close the connection after this answer?"
+    return b"\r\nconnection: close" in answer[:1000].lower()
+
+
+def report(latencies, seconds, bad):
+    "Print what was measured, as a line of JSON"
+    ordered = sorted(latencies)
+    count = len(ordered)
+    def quantile(share): return 1000 * ordered[min(count - 1, int(share * count))] if ordered else None
+    figures = dict(n=count, seconds=seconds, p50=quantile(0.5), p99=quantile(0.99), worst=quantile(1), bad=bad)
+    print(json.dumps(figures), flush=True)
+
+
+def requests(address, file):
+    "The bytes of each request, in turn, without end"
+    head = f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
+    def whole(body): return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    return cycle([whole(body) for body in Path(file).read_bytes().splitlines()])
+
+
+class Load:
+    "Requests on several connections; what came is reported every `every` seconds, and at the end"
+    def __init__(self, url, file, connections, seconds, rate=None, every=None):
+        self.address, self.seconds, self.rate, self.every = urlsplit(url), seconds, rate, every
+        self.requests = requests(self.address, file)
+        self.selector = selectors.DefaultSelector()
+        self.free = deque(self.connect() for _ in range(connections))
+        self.due = {}            # socket: when its request was due
+        self.parts = {}          # socket: what has come of its answer
+        self.latencies = []
+        self.sent = self.bad = 0
+        self.start = self.last_report = clock()
+
+    def connect(self):
+        "A new connection"
+        connection = socket.create_connection((self.address.hostname, self.address.port))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.selector.register(connection, selectors.EVENT_READ)
+        return connection
+
+    def goes_on(self, now):
+        "Are there requests to send, now or later?"
+        if self.rate: return self.sent < self.rate * self.seconds
+        return now - self.start < self.seconds
+
+    def is_due(self, now):
+        "Is there a free connection, and a request to send on it at this moment?"
+        if not self.free: return False
+        if not self.rate: return True
+        return self.sent < self.rate * self.seconds and self.start + self.sent / self.rate <= now
+
+    def send(self):
+        "Send the next request on a free connection"
+        connection = self.free.popleft()
+        self.due[connection] = self.start + self.sent / self.rate if self.rate else clock()
+        self.parts[connection] = bytearray()
+        connection.sendall(next(self.requests))
+        self.sent += 1
+
+    def receive(self, connection):
+        "Read what has come; a connection whose answer is whole is free again"
+        answer = self.parts[connection]
+        new = connection.recv(1 << 20)
+        answer += new
+        if not new: raise SystemExit("the server closed a connection")
+        if not is_whole(answer): return
+        self.latencies.append(clock() - self.due.pop(connection))
+        self.bad += not answer.startswith(b"HTTP/1.1 200")
+        if is_last(answer):
+            self.selector.unregister(connection)
+            connection.close()
+            connection = self.connect()
+        self.free.append(connection)
+
+    def report(self, now):
+        "Report the time since the last report"
+        report(self.latencies, now - self.last_report, self.bad)
+        self.latencies, self.last_report = [], now
+
+    def run(self):
+        "Send and receive until the time is over and every answer has come"
+        while True:
+            now = clock()
+            more = self.goes_on(now)
+            if not more and not self.due: break
+            while more and self.is_due(now): self.send()
+            for key, _ in self.selector.select(0 if self.rate and more else 1): self.receive(key.fileobj)
+            if self.every and now - self.last_report >= self.every: self.report(now)
+        self.report(clock())
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("url"); p.add_argument("file"); p.add_argument("--connections", type=int, default=1); p.add_argument("--seconds", type=float, default=4); p.add_argument("--rate", type=float); p.add_argument("--every", type=float)
-    load(**vars(p.parse_args()))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url")
+    parser.add_argument("file")
+    parser.add_argument("--connections", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--every", type=float)
+    Load(**vars(parser.parse_args())).run()

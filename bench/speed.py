@@ -1,22 +1,23 @@
 """Time and memory of a drift audit's columns, from Parquet files, against the peers on the same files in the same run.
 
-Each contestant is a process of its own that reads the two files, compares all columns and ends: seconds are of the whole
-process, imports included, and memory is its peak. Of the long files ours runs three times (the median counts), all else once.
+Each contestant is a process of its own that reads the two files, compares all columns and ends: seconds are of the
+whole process, imports included, and memory is its peak. Of the long files ours runs three times (the median counts),
+all else once.
 
     python bench/speed.py            1 and 5 million rows of 23 columns; some twenty minutes
     python bench/speed.py --wide     300,000 rows of 1,000 columns
     python bench/speed.py --small    a smoke test, into .bench/; also with --wide
 """
-import argparse
 import os
 import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from peers import python_of, version_of
-from report import HERE, machine, table, versions, write
+from report import HERE, command_line, document, machine, summary, table, versions, write
 
 from data import CATEGORICAL, NUMERIC, make, make_wide
 
@@ -26,108 +27,207 @@ import sys
 from mlgov_nb.drift.columns import decide, drift_table
 from mlgov_nb.profile.build import profile
 old = profile(sys.argv[1])
-t = decide({"current": drift_table(old, profile(sys.argv[2], old))})["current"]
-print(int((t.drifted == True).sum()), "of", len(t), "columns drifted")
+columns = decide({"current": drift_table(old, profile(sys.argv[2], old))})["current"]
+print(int((columns.drifted == True).sum()), "of", len(columns), "columns drifted")
 """
 EVIDENTLY = """
 import sys
 import pandas as pd
 from evidently import Report
 from evidently.presets import DataDriftPreset
-old, new = (pd.read_parquet(f) for f in sys.argv[1:3])
-got = Report([DataDriftPreset()]).run(current_data=new, reference_data=old).dict()
-print(got["metrics"][0]["value"])
+old, new = (pd.read_parquet(file) for file in sys.argv[1:3])
+result = Report([DataDriftPreset()]).run(current_data=new, reference_data=old).dict()
+print(result["metrics"][0]["value"])
 """
 NANNYML = """
 import sys
 import pandas as pd
 import nannyml
-old, new = (pd.read_parquet(f) for f in sys.argv[1:3])
-calc = nannyml.UnivariateDriftCalculator(column_names=list(old), chunk_number=1).fit(old)
-print(len(calc.calculate(new).to_df()), "chunk")
+old, new = (pd.read_parquet(file) for file in sys.argv[1:3])
+calculator = nannyml.UnivariateDriftCalculator(column_names=list(old), chunk_number=1).fit(old)
+print(len(calculator.calculate(new).to_df()), "chunk")
 """
 WHYLOGS = """
 import sys
 import pandas as pd
 import whylogs as why
 from whylogs.viz.drift.column_drift_algorithms import calculate_drift_scores
-old, new = (why.log(pd.read_parquet(f)).view() for f in sys.argv[1:3])
+old, new = (why.log(pd.read_parquet(file)).view() for file in sys.argv[1:3])
 print(len(calculate_drift_scores(new, old)), "columns")
 """
 
 
-def timed(python, code, files, limit):
-    "Seconds, peak MiB, last line or reason of one process"
-    r, w = os.pipe()
-    t, pid = time.perf_counter(), os.fork()
-    if pid == 0:
-        os.dup2(w, 1); os.dup2(os.open(os.devnull, os.O_WRONLY) if not os.environ.get("BENCH_DEBUG") else 2, 2)
-        os.execve(str(python), [str(python), "-W", "ignore", "-c", code, *map(str, files)], {**os.environ, "PYTHONPATH": str(ROOT) if str(python) == sys.executable else ""})
-    os.close(w)
+class Contestant(NamedTuple):
+    "Who compares the columns, and how"
+    name: str
+    version: str
+    python: Path | str
+    code: str
+    repeats: int = 1
+
+
+class Result(NamedTuple):
+    "What a process took; no numbers where it failed"
+    seconds: float | None
+    peak_mib: float | None
+    message: str             # its last line, or why it failed
+
+
+def replace_process(python, code, files, output):
+    "In the child of a fork: become the contestant, whose output goes to a pipe"
+    os.dup2(output, 1)
+    if not os.environ.get("BENCH_DEBUG"): os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    path = str(ROOT) if str(python) == sys.executable else ""
+    arguments = [str(python), "-W", "ignore", "-c", code, *map(str, files)]
+    os.execve(str(python), arguments, {**os.environ, "PYTHONPATH": path})
+
+
+def wait_for(pid, until):
+    "Exit status and resources of a child; None when it has not ended in time and was killed"
     while True:
-        done, status, use = os.wait4(pid, os.WNOHANG)
-        if done or time.perf_counter() - t > limit: break
+        ended, status, resources = os.wait4(pid, os.WNOHANG)
+        if ended: return status, resources
+        if time.perf_counter() > until: break
         time.sleep(0.02)
-    if not done: os.kill(pid, 9); os.wait4(pid, 0); return None, None, f"not done after {limit} s"
-    seconds, said = time.perf_counter() - t, os.read(r, 65_536).decode().strip().splitlines()
-    os.close(r)
-    if status: return None, None, f"ended with exit code {os.waitstatus_to_exitcode(status)}"
-    return seconds, use.ru_maxrss / 1024, said[-1] if said else ""
+    os.kill(pid, 9)
+    os.wait4(pid, 0)
+    return None
 
 
-def median(runs):
+def timed(python, code, files, limit):
+    "`Result` of one process"
+    reading, writing = os.pipe()
+    start, pid = time.perf_counter(), os.fork()
+    if pid == 0: replace_process(python, code, files, writing)
+    os.close(writing)
+    ended = wait_for(pid, start + limit)
+    seconds = time.perf_counter() - start
+    if ended is None:
+        os.close(reading)
+        return Result(None, None, f"not done after {limit} s")
+    status, resources = ended
+    lines = os.read(reading, 65_536).decode().strip().splitlines()
+    os.close(reading)
+    if status: return Result(None, None, f"ended with exit code {os.waitstatus_to_exitcode(status)}")
+    return Result(seconds, resources.ru_maxrss / 1024, lines[-1] if lines else "")
+
+
+def median(results):
     "The median of several runs, or the first failure"
-    bad = next((x for x in runs if x[0] is None), None)
-    return bad or (statistics.median(x[0] for x in runs), max(x[1] for x in runs), runs[0][2])
+    for result in results:
+        if result.seconds is None: return result
+    seconds = statistics.median(result.seconds for result in results)
+    return Result(seconds, max(result.peak_mib for result in results), results[0].message)
 
 
-def apart(f, *args):
+def apart(function, *args):
     "Run in a process of its own: a child's peak memory counts from its parent's, so this one must stay small"
-    with ProcessPoolExecutor(1) as pool: return pool.submit(f, *args).result()
+    with ProcessPoolExecutor(1) as pool: return pool.submit(function, *args).result()
+
+
+def size_in_words(row_count, column_count):
+    "Of a pair of files"
+    thousands = f"{row_count // 1000:,}k"
+    return f"{thousands} + {thousands} rows × {column_count:,} columns"
 
 
 def long_pairs(folder, small):
     "Reference and current file of each size"
-    for n in [50_000] if small else [1_000_000, 5_000_000]:
-        yield f"{n // 1000:,}k + {n // 1000:,}k rows × {len([*CATEGORICAL, *NUMERIC])} columns", (apart(make, folder/f"old_{n}.parquet", n, 0), apart(make, folder/f"new_{n}.parquet", n, 1, True))
+    for row_count in [50_000] if small else [1_000_000, 5_000_000]:
+        old = apart(make, folder/f"old_{row_count}.parquet", row_count, 0)
+        new = apart(make, folder/f"new_{row_count}.parquet", row_count, 1, True)
+        yield size_in_words(row_count, len(CATEGORICAL) + len(NUMERIC)), (old, new)
 
 
 def wide_pair(folder, small):
-    n, k = (20_000, 50) if small else (300_000, 1_000)
-    yield f"{n // 1000:,}k + {n // 1000:,}k rows × {k:,} columns", (apart(make_wide, folder/f"wide_old_{n}.parquet", n, k, 2), apart(make_wide, folder/f"wide_new_{n}.parquet", n, k, 3, k // 100))
+    "Reference and current file of many columns"
+    row_count, column_count = (20_000, 50) if small else (300_000, 1_000)
+    old = apart(make_wide, folder/f"wide_old_{row_count}.parquet", row_count, column_count, 2)
+    moved = column_count // 100
+    new = apart(make_wide, folder/f"wide_new_{row_count}.parquet", row_count, column_count, 3, moved)
+    yield size_in_words(row_count, column_count), (old, new)
+
+
+def contestants(library_versions, wide):
+    "Ours, and the peers that install"
+    yield Contestant("mlgov-nb", library_versions["mlgov-nb"], sys.executable, OURS, 1 if wide else 3)
+    yield Contestant("Evidently", library_versions["evidently"], sys.executable, EVIDENTLY)
+    for name, label, code in (("nannyml", "NannyML", NANNYML), ("whylogs", "whylogs", WHYLOGS)):
+        python = python_of(name)
+        if python: yield Contestant(label, version_of(name), python, code)
+
+
+def row_of(data, contestant, result, first):
+    "Figures for the JSON file; `first` is the result of the first contestant, which is ours"
+    seconds, peak = result.seconds, result.peak_mib
+    return dict(
+        data=data,
+        who=contestant.name,
+        version=contestant.version,
+        seconds=seconds,
+        peak_mib=peak,
+        times_ours=seconds and seconds / first.seconds,
+        memory_times_ours=peak and peak / first.peak_mib,
+        said=result.message,
+    )
 
 
 def main(small, wide, limit, only):
     folder = ROOT/".bench/data"
     folder.mkdir(parents=True, exist_ok=True)
-    v = versions("mlgov-nb", "evidently", "numpy", "pandas", "pyarrow", "numba")
-    contestants = {"mlgov-nb": (sys.executable, OURS, v["mlgov-nb"], 1 if wide else 3), "Evidently": (sys.executable, EVIDENTLY, v["evidently"], 1)}
-    for name, label, code in (("nannyml", "NannyML", NANNYML), ("whylogs", "whylogs", WHYLOGS)):
-        if py := python_of(name): contestants[label] = (py, code, version_of(name), 1)
+    library_versions = versions("mlgov-nb", "evidently", "numpy", "pandas", "pyarrow", "numba")
+    chosen = [one for one in contestants(library_versions, wide) if not only or one.name in only]
     rows = []
     for data, files in (wide_pair if wide else long_pairs)(folder, small):
-        base = None
-        for who, (py, code, version, repeat) in contestants.items():
-            if only and who not in only: continue
-            s, mb, said = median([timed(py, code, files, limit) for _ in range(repeat)])
-            base = base or (s, mb)
-            print(f"{data}: {who} {s and round(s, 2)} s, {mb and round(mb)} MiB, {said}", file=sys.stderr, flush=True)
-            rows.append(dict(data=data, who=who, version=version, seconds=s, peak_mib=mb, times_ours=s and s / base[0], memory_times_ours=mb and mb / base[1], said=said))
-    report(rows, v, wide, ROOT/".bench" if small else HERE)
+        first = None
+        for contestant in chosen:
+            runs = [timed(contestant.python, contestant.code, files, limit) for _ in range(contestant.repeats)]
+            result = median(runs)
+            first = first or result
+            seconds, peak = result.seconds and round(result.seconds, 2), result.peak_mib and round(result.peak_mib)
+            print(f"{data}: {contestant.name} {seconds} s, {peak} MiB, {result.message}", file=sys.stderr, flush=True)
+            rows.append(row_of(data, contestant, result, first))
+    report(rows, library_versions, wide, ROOT/".bench" if small else HERE)
 
 
-def report(rows, v, wide, folder):
-    shown = [dict(data=r["data"], contestant=f"{r['who']} {r['version']}", seconds=f"{r['seconds']:.1f}" if r["seconds"] else r["said"], **{"peak MiB": f"{r['peak_mib']:,.0f}" if r["peak_mib"] else "", "time, ours = 1": f"{r['times_ours']:.1f}" if r["seconds"] else "", "memory, ours = 1": f"{r['memory_times_ours']:.1f}" if r["peak_mib"] else ""}) for r in rows]
-    what = "Normal numbers, a hundredth of the columns shifted by a tenth of a deviation" if wide else "Rows are drawn from the American Community Survey's"
-    name, flag = ("wide", " --wide") if wide else ("speed", "")
-    text = f"# Speed and memory{', many columns' if wide else ''}\n\n`python bench/speed.py{flag}`: {' '.join(__doc__.split('    python')[0].split())} {what} (`bench/data.py`); every contestant compares all columns by its defaults.\n\n"
-    text += table(shown, list(shown[0])) + ("" if wide else "\n\nThe bar: at least 20 times Evidently at 5 million rows, under 1 GiB, and the memory of 1 million rows at 5 million.")
-    write(name, text, dict(machine=machine(), versions=v, rows=rows), folder)
+def shown(row):
+    "A row of the table"
+    return {
+        "data": row["data"],
+        "contestant": f"{row['who']} {row['version']}",
+        "seconds": f"{row['seconds']:.1f}" if row["seconds"] else row["said"],
+        "peak MiB": f"{row['peak_mib']:,.0f}" if row["peak_mib"] else "",
+        "time, ours = 1": f"{row['times_ours']:.1f}" if row["seconds"] else "",
+        "memory, ours = 1": f"{row['memory_times_ours']:.1f}" if row["peak_mib"] else "",
+    }
+
+
+def report(rows, library_versions, wide, folder):
+    if wide:
+        name, flag, title = "wide", " --wide", "Speed and memory, many columns"
+        what = "Normal numbers, a hundredth of the columns shifted by a tenth of a deviation"
+    else:
+        name, flag, title = "speed", "", "Speed and memory"
+        what = "Rows are drawn from the American Community Survey's"
+    shown_rows = [shown(row) for row in rows]
+    parts = [
+        f"# {title}",
+        f"`python bench/speed.py{flag}`: {summary(__doc__)} {what} (`bench/data.py`); "
+        "every contestant compares all columns by its defaults.",
+        table(shown_rows, list(shown_rows[0])),
+    ]
+    if not wide:
+        parts.append("The bar: at least 20 times Evidently at 5 million rows, under 1 GiB, "
+                     "and the memory of 1 million rows at 5 million.")
+    write(name, document(*parts), dict(machine=machine(), versions=library_versions, rows=rows), folder)
     print(Path(folder)/f"{name}.md")
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--small", action="store_true"); p.add_argument("--wide", action="store_true"); p.add_argument("--limit", type=int, default=900, help="seconds allowed to one contestant"); p.add_argument("--only", nargs="*", help="contestants")
-    a = p.parse_args()
-    main(a.small, a.wide, a.limit, a.only)
+    parser = command_line(__doc__)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--limit", type=int, default=900, help="seconds allowed to one contestant")
+    parser.add_argument("--only", nargs="*", help="contestants")
+    arguments = parser.parse_args()
+    main(arguments.small, arguments.wide, arguments.limit, arguments.only)

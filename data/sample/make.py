@@ -4,8 +4,11 @@ from pathlib import Path
 
 from mlgov_nb.data.read import read_rows, write_rows
 
-here, root = Path(__file__).parent, Path(__file__).parents[2]
-for part, n in (("reference", 600), ("windows/1985-89", 400), ("windows/2014-18", 400)):
-    write_rows(here/f"{Path(part).name}.parquet", read_rows(root/"data/split"/f"{part}.parquet").head(n))
-shutil.rmtree(here/"model", ignore_errors=True)
-shutil.copytree(root/"release/champion", here/"model")
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+ROW_COUNTS = {"reference": 600, "windows/1985-89": 400, "windows/2014-18": 400}
+
+for part, row_count in ROW_COUNTS.items():
+    rows = read_rows(ROOT/"data/split"/f"{part}.parquet").head(row_count)
+    write_rows(HERE/f"{Path(part).name}.parquet", rows)
+shutil.rmtree(HERE/"model", ignore_errors=True)
+shutil.copytree(ROOT/"release/champion", HERE/"model")
