@@ -13,6 +13,7 @@ import os
 import secrets
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -105,7 +106,7 @@ def open_engine(
 )->duckdb.DuckDBPyConnection: # Without tables
     "A new DuckDB, that spills outside the project and installs no extensions"
     spill = folder or Path(tempfile.gettempdir())/f"mlgov-log-{secrets.token_hex(4)}"
-    settings = dict(temp_directory=str(spill), autoinstall_known_extensions=False)
+    settings: dict[str, Any] = dict(temp_directory=str(spill), autoinstall_known_extensions=False)
     if memory:
         settings["memory_limit"] = memory
     con = duckdb.connect(config=settings)

@@ -11,6 +11,7 @@ import glob
 import io
 import os
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -319,7 +320,7 @@ def _records(scorer, scored, ids, time_us, started):
 # %% ../../nbs/serve/07_batch.ipynb #64ee40c4
 def open_scorer(
     model, # A release, such as release/served, or an artifact, such as release/champion
-    env:dict|None=None, # Overrides of settings; default: the environment
+    env:Mapping[str, str]|None=None, # Overrides of settings; default: the environment
 )->Scorer: # As the service has it
     "The scorer of a model's folder"
     model = Path(model)

@@ -7,6 +7,7 @@ __all__ = ['integers_as_floats', 'checked_columns', 'column_roles']
 
 # %% ../../nbs/serve/03_columns.ipynb #ae49a944
 import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from msgspec import UNSET
@@ -61,7 +62,7 @@ def integers_as_floats(
 # %% ../../nbs/serve/03_columns.ipynb #4a202798
 def checked_columns(
     schema, # `Schema` of the model
-    columns:dict[str, list], # A list per column
+    columns:Mapping[str, Sequence], # The values of each column
     row_count:int, # The length that all lists should have
     trusted=(), # Names of columns that need no check
 )->RequestRows: # As `read_native` would give them

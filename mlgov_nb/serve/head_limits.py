@@ -6,6 +6,9 @@
 __all__ = ['MAX_HEAD', 'MAX_SECONDS', 'Bounded', 'bound_heads']
 
 # %% ../../nbs/serve/15_head_limits.ipynb #18cbf818
+from asyncio import TimerHandle
+from typing import Any, cast
+
 from fastcore.basics import patch
 from uvicorn.protocols.http import auto, httptools_impl
 
@@ -14,8 +17,8 @@ MAX_HEAD, MAX_SECONDS = 65_536, 10.0      # bytes of a request's head, seconds f
 
 class Bounded(httptools_impl.HttpToolsProtocol):
     "uvicorn's protocol with limits on a request's head"
-    head_bytes = 0            # of the head that is arriving
-    timer = None              # closes the connection when the head takes too long
+    head_bytes: float = 0     # of the head that is arriving
+    timer: TimerHandle|None = None   # closes the connection when the head takes too long
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -41,7 +44,7 @@ class Bounded(httptools_impl.HttpToolsProtocol):
         "What comes now is the body, until the next head begins"
         self.head_bytes = float("-inf")
         self.stop_timer()
-        self.scope["mlgov.abort"] = self.transport.abort
+        cast("dict[str, Any]", self.scope)["mlgov.abort"] = self.transport.abort
         super().on_headers_complete()
 
     def on_message_complete(self):
@@ -73,4 +76,5 @@ def check_head(self:Bounded)->None:
 # %% ../../nbs/serve/15_head_limits.ipynb #3ba30d1f
 def bound_heads()->None:
     "Let uvicorn use it; call this before the server is configured"
-    httptools_impl.HttpToolsProtocol = auto.AutoHTTPProtocol = Bounded
+    for module, name in ((httptools_impl, "HttpToolsProtocol"), (auto, "AutoHTTPProtocol")):
+        setattr(module, name, Bounded)

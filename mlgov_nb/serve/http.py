@@ -81,7 +81,7 @@ class App:
     ):
         self.env = dict(os.environ if env is None else env)
         self.name = self.env.get("MLGOV_NAME", "mlgov")     # of the model, for the protocols that name one
-        self.worker = None                                  # from `start`
+        self.worker: Worker|None = None                     # from `start`
         self.description = (None, b"")                      # the scorer that /openapi.json describes, and the document
         self.batches = asyncio.Lock()                       # held by the one file that is scored at a time
         self.pages = page_files()
@@ -247,7 +247,7 @@ def refusal_response(
     refusal:BadRequest, # Why a request is not answered
 )->Response: # With the headers that belong to the status
     "A refusal as an answer"
-    headers = ()
+    headers: tuple[tuple[bytes, bytes], ...] = ()
     if refusal.retry: headers += ((b"retry-after", str(refusal.retry).encode()),)
     if refusal.status == 401: headers += ((b"www-authenticate", b"Bearer"),)
     if "allow" in refusal.more: headers += ((b"allow", refusal.more.pop("allow").encode()),)

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 from itertools import islice
+from types import GenericAlias
 from typing import Any
 
 from msgspec.structs import astuple
@@ -60,7 +61,7 @@ def _decoded(raw, field, kind=Any):
 def _rows(schema, raw, field):
     "A JSON list of rows"
     try:
-        rows = msgspec.json.decode(raw, type=list[schema.row])
+        rows = msgspec.json.decode(raw, type=GenericAlias(list, (schema.row,)))
     except MALFORMED:
         rows = []
     if 0 < len(rows) <= schema.max_rows: return _typed_rows(rows)

@@ -9,7 +9,9 @@ __all__ = ['MAX_TEXT', 'LARGEST_NUMBER', 'SHOWN_CATEGORIES', 'MALFORMED', 'BadRe
 
 # %% ../../nbs/serve/01_request.ipynb #df0cf26b
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import GenericAlias
 from typing import Annotated
 
 from msgspec import UNSET, UnsetType
@@ -146,8 +148,9 @@ def _check_reserved(schema, card):
 # %% ../../nbs/serve/01_request.ipynb #5100c0ca
 def _rows_type(row_type, max_rows):
     'A msgspec type of {"rows": [row, ...]}'
-    rows = Annotated[list[row_type], msgspec.Meta(min_length=1, max_length=max_rows)]
-    return msgspec.defstruct("Rows", [("rows", rows)], forbid_unknown_fields=True)
+    limits = msgspec.Meta(min_length=1, max_length=max_rows)
+    field = "rows", Annotated[GenericAlias(list, (row_type,)), limits]
+    return msgspec.defstruct("Rows", [field], forbid_unknown_fields=True)
 
 # %% ../../nbs/serve/01_request.ipynb #ac5e4034
 def kind_in_words(
@@ -159,7 +162,8 @@ def kind_in_words(
     if isinstance(value, str): return f"the text {value[:60]!r}"
     if isinstance(value, (int, float)):
         return f"the number {value:g}" if -1e300 < value < 1e300 else "a number that is too large or not finite"
-    return {dict: "an object", list: "a list"}.get(type(value), type(value).__name__)
+    containers: dict[type, str] = {dict: "an object", list: "a list"}
+    return containers.get(type(value), type(value).__name__)
 
 # %% ../../nbs/serve/01_request.ipynb #9e24c607
 def expected(
@@ -247,7 +251,7 @@ def from_records(
 # %% ../../nbs/serve/01_request.ipynb #cc8e6a8f
 def from_columns(
     schema:Schema, # Of the model
-    columns:dict[str, list], # A list per column, all of one length
+    columns:Mapping[str, Sequence], # The values of each column, all of one length
     row_count:int, # That length
 )->RequestRows: # Checked
     "Columns by name, whatever protocol they came by"

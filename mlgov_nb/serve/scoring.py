@@ -10,6 +10,7 @@ __all__ = ['EMPTY', 'Release', 'stored_outliers', 'load_release', 'strange_value
 # %% ../../nbs/serve/02_scoring.ipynb #d289df0c
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -55,7 +56,7 @@ def stored_outliers(
 # %% ../../nbs/serve/02_scoring.ipynb #ea314ac8
 def load_release(
     folder:Path, # `release/served`
-    env:dict|None=None, # Overrides of settings; default: the environment
+    env:Mapping[str, str]|None=None, # Overrides of settings; default: the environment
 )->Release: # Verified
     "Load the released model; `MlgovError` gives the reason why there is none"
     folder = Path(folder)
@@ -175,7 +176,7 @@ def _category_codes(encoder, feature):
 def _record_type(columns):
     "A msgspec type of one log record: its own fields, then the request's columns; `UNSET` is left out"
     own = ["prediction_id", "ts", "model", "version", "arm", "score", "decision", "latency_ms"]
-    fields = [(name, object) for name in own]
+    fields: list[tuple] = [(name, object) for name in own]
     fields += [(f"c{index}", object, msgspec.field(name=name)) for index, name in enumerate(columns)]
     return msgspec.defstruct("Record", fields)
 
@@ -242,7 +243,7 @@ def _code(scorer, row, warnings, strange):
 def _score_one(scorer, request, started):
     "Score a request of one row"
     row, warnings, strange = [column[0] for column in request.columns], [], {}
-    codes = np.array([_code(scorer, row, warnings, strange)], dtype=float)
+    codes = np.array([_code(scorer, row, warnings, strange)], dtype=np.float64)
     if all(value is None for value in row[:scorer.feature_count]):
         warnings.append(EMPTY)
     scores = scorer.art.score_codes(codes)

@@ -141,7 +141,7 @@ class Guard:
     ):
         self.networks = _parsed_networks(networks)
         self.file = Path(file) if file else None
-        self.file_state = None        # of the file when it was last read
+        self.file_state: tuple[int, int, int]|None = None   # of the file when it was last read
         self.tokens = {}              # hash: scopes
         self.local_calls = {}         # answers of `_is_local`
         if self.file: self.refresh()

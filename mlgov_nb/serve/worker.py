@@ -14,6 +14,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from fastcore.basics import patch
 
@@ -104,8 +105,8 @@ def _no_requests(self:Worker):
 def _open_log(self:Worker):
     "The files of predictions and of outcomes; each is made with its first record"
     settings = self.settings
-    options = dict(fsync=settings.fsync, rotate_bytes=int(settings.rotate_mb * 2**20),
-                   rotate_seconds=settings.rotate_minutes * 60, clock=self.clock)
+    options: dict[str, Any] = dict(fsync=settings.fsync, rotate_bytes=int(settings.rotate_mb * 2**20),
+                                   rotate_seconds=settings.rotate_minutes * 60, clock=self.clock)
     self.log = Segment(self.folder, "predictions", **options)
     self.labels = Segment(self.folder, "labels", **options)
     self.probing = asyncio.Lock()

@@ -125,7 +125,7 @@ def rows_matching(
     axes:list[_Axis], # From `axes_of`
     pairs:list[tuple[int, int]], # From `axis_pairs`
     cell:np.ndarray, # Cells of the rows, rows x axes
-)->np.ndarray: # True for its rows
+)->np.ndarray: # True for its rows; None where there is no such slice
     "Mask of the rows of a slice"
     for i, j in pairs:
         slices = len(axes[i].sets) * len(axes[j].sets)
@@ -133,6 +133,7 @@ def rows_matching(
             first, second = divmod(at, len(axes[j].sets))
             return (axes[i].sets[first][cell[:, i]] & axes[j].sets[second][cell[:, j]]).astype(bool)
         at -= slices
+    return None
 
 # %% ../../nbs/stats/04_conditions.ipynb #82fa129b
 def batch_sizes(

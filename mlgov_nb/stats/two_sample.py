@@ -175,12 +175,12 @@ def mmd(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     most = 20 * min(len(old), len(new))
     samples = [np.ascontiguousarray(_take(rows, most, rng), dtype=float) for rows in (old, new)]
-    old, new = (torch.from_numpy(sample).to(device) for sample in samples)
-    frequencies = _random_frequencies(old, new, features, rng)
-    size = max(1, max(len(old), len(new)) // blocks)
-    a, b = _block_means(old, frequencies, size), _block_means(new, frequencies, size)
+    sampled = [torch.from_numpy(sample).to(device) for sample in samples]
+    frequencies = _random_frequencies(sampled[0], sampled[1], features, rng)
+    size = max(1, max(map(len, sampled)) // blocks)
+    a, b = (_block_means(rows, frequencies, size) for rows in sampled)
     simulated = _permuted_discrepancies(torch.cat([a, b]), len(a), permutations, rng)
     squared = float((b.mean(0) - a.mean(0)).square().sum())
-    row_features = (a, b)
-    if size > 1: row_features = [_block_means(rows[:blocks], frequencies, 1) for rows in (old, new)]
-    return Mmd(squared**0.5, tail_p(squared, simulated), _witness_auc(*row_features), len(old) + len(new))
+    row_features = [a, b]
+    if size > 1: row_features = [_block_means(rows[:blocks], frequencies, 1) for rows in sampled]
+    return Mmd(squared**0.5, tail_p(squared, simulated), _witness_auc(*row_features), sum(map(len, sampled)))

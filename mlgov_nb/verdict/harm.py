@@ -6,6 +6,8 @@
 __all__ = ['MOVED', 'level', 'harm']
 
 # %% ../../nbs/verdict/01_harm.ipynb #4d8008f9
+from collections.abc import Sequence
+
 from ..settings import Limit
 from ..stats.measures import Measure, as_measure, indexed, measure, number, words
 from .judge import run_checks, worst
@@ -157,7 +159,7 @@ def harm(
     records:list[dict], # Measures of the performance audit, the reference's among them
     limits:list[Limit], # Policy of the performance audit
     drift:list[dict]|None=None, # Measures of the drift audit, where there is one
-    drift_limits:list[Limit]=(), # Its policy
+    drift_limits:Sequence[Limit]=(), # Its policy
 )->dict|None: # `verdict` and `sentence` of the latest window, and those of each; None without a window
     "Join drift with the expected and the confirmed change of quality"
     joined = [each for each in drift or [] if any(_same_rows(each, performance) for performance in records)]

@@ -7,6 +7,7 @@ __all__ = ['WHOLE', 'ORDER', 'NO_PARITY', 'check', 'run_checks', 'worst', 'judge
 
 # %% ../../nbs/verdict/00_judge.ipynb #8eea9ec3
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..settings import Limit, MlgovError
@@ -224,7 +225,7 @@ def judge(
     audit:str, # Which audit
     records:list[dict], # What it measured
     limits:list[Limit], # Its policy
-    parity:list[str]=(), # The card's parity attributes
+    parity:Sequence[str]=(), # The card's parity attributes
 )->dict: # The verdict file: verdict, line, reasons, context, checks
     "Judge one audit; `MlgovError` where the policy has no limit for it"
     if not limits:
