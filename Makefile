@@ -35,6 +35,7 @@ setup: $(STAMP)  ## make .venv with the exact versions of requirements.lock, the
 
 run: $(STAMP)  ## the whole pipeline: data, candidates, champion, audits, model card, Bento
 	@dvc repro
+	@mlgov stage set-aside
 	@mlgov gate || echo "(the gate is closed; the reasons are above and in reports/index.html)"
 	@echo "reports: $(CURDIR)/reports/index.html    serve the champion: make serve"
 
