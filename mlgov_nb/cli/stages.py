@@ -110,5 +110,5 @@ def set_aside():
     scope = f"reports/{params.data.card}"
     files = run(root, scope)
     if files:
-        print_line(f"this machine gives other numbers from the same inputs: {', '.join(files)} are in {scope}/this_machine, "
-                   "and the committed ones are back; `mlgov reproduce` compares them", "yellow")
+        print_line(f"this machine gives other numbers from the same inputs: {', '.join(files)} are in "
+                   f"{scope}/this_machine, and the committed ones are back; `mlgov reproduce` compares them", "yellow")
