@@ -53,7 +53,8 @@ def test_labels_from_a_file_confirm_it(clone, live):
     labels = len(pd.read_csv(live/"labels.csv"))
     assert truth["n"] == labels and estimate["low"] <= truth["value"] <= estimate["high"]
     confirmed = f"confirmed {truth['value']:.3f}".rstrip("0")
-    assert f"{labels:,} of" in page and confirmed in page and f"on {labels:,} labels of rows unlike the rest" in page
+    assert f"{labels:,} of" in page and f"{confirmed} on {labels:,} labels" in page
+    assert "labels, whose rows differ from the unlabelled ones" in page
     sentence = verdict["harm"]["sentence"]
     assert "drift in" in sentence, "the drift audit of the same folder is joined"
     html = (live/"out/performance.html").read_text()
