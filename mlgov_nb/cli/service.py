@@ -22,7 +22,7 @@ from ..settings import MlgovError
 
 # %% ../../nbs/cli/05_service.ipynb #ec739aac
 LogDir = Annotated[Path | None, typer.Option("--log",
-    help="The log's folder; default: MLGOV_LOG_DIR, or service.log_dir of params.yaml.")]
+    help="The log's folder; default: MLGOV_LOG_DIR, or log_dir of service.yaml.")]
 
 class Place(NamedTuple):
     "Where things are"

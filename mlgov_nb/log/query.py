@@ -294,7 +294,7 @@ def existing_segments(
     "The files of a log; an error where there is no folder"
     if not Path(folder).is_dir():
         raise MlgovError(f"{folder}: there is no prediction log here; the service makes it with its first prediction "
-                         "(MLGOV_LOG_DIR, or service.log_dir in params.yaml, says where)")
+                         "(MLGOV_LOG_DIR, or log_dir in service.yaml, says where)")
     return segments(folder)
 
 # %% ../../nbs/log/03_query.ipynb #477ceb94

@@ -40,7 +40,7 @@ def policy_limits(
     if card.task in params.limits: return params.limits[card.task]
     tasks = ", ".join(params.limits)
     task = f"the task '{card.task}' of card {card.name}"
-    raise ConfigError(f"params.yaml: limits: no policy for {task}; there is one for {tasks}")
+    raise ConfigError(f"policy.yaml: no policy for {task}; there is one for {tasks}")
 
 # %% ../../nbs/pipeline/00_scope.ipynb #259a27a9
 def measure_value(

@@ -229,7 +229,7 @@ def judge(
 )->dict: # The verdict file: verdict, line, reasons, context, checks
     "Judge one audit; `MlgovError` where the policy has no limit for it"
     if not limits:
-        raise MlgovError(f"params.yaml: limits: no limit is set for the audit '{audit}', so there is nothing to judge")
+        raise MlgovError(f"policy.yaml: no limit is set for the audit '{audit}', so there is nothing to judge")
     checks = run_checks(records, limits, list(parity))
     level = _level(checks, limits)
     reasons = _reasons(checks) or [(level, NO_PARITY)]
