@@ -15,141 +15,147 @@ from ..stats.significance import tail_p
 # %% ../../nbs/drift/01_column_test.ipynb #8a22d0e0
 GROUPS = 20   # of a numeric column, for tests
 
-def _fine_groups(x, y):
-    "Groups of fine bins with about as many rows of both windows together; what is outside the range stays apart"
-    rows = (x + y).astype(float)
-    k = min(GROUPS, max(2, int(min(x.sum(), y.sum())) // 10))
-    middle = np.cumsum(rows) - rows / 2
-    group = np.floor(middle / max(rows.sum(), 1) * k).clip(0, k - 1)
+def _fine_groups(reference, current):
+    "Group of each fine bin: about as many pooled rows in each; what is outside the range stays apart"
+    rows = (reference + current).astype(float)
+    n_groups = min(GROUPS, max(2, int(min(reference.sum(), current.sum())) // 10))
+    rows_up_to_middle = np.cumsum(rows) - rows / 2             # all rows before the bin, and half of its own
+    group = np.floor(rows_up_to_middle / max(rows.sum(), 1) * n_groups).clip(0, n_groups - 1)
     if len(group) > 2:
-        group[0] = -1
-        group[-1] = k
+        group[0] = -1              # below the reference's range
+        group[-1] = n_groups       # above it
     return np.unique(group, return_inverse=True)[1]
 
 # %% ../../nbs/drift/01_column_test.ipynb #1159df94
-def _rare(x, y, n, m):
+def _rare(pooled, n, m):
     "Mask of the categories that the reference could lack by chance; `n` and `m` are the rows of both windows"
-    if not min(n, m): return np.zeros(len(x), bool)
-    return x + y <= np.log(1e-3) / np.log(m / (n + m))
+    if not min(n, m): return np.zeros(len(pooled), bool)
+    return pooled <= np.log(1e-3) / np.log(m / (n + m))
 
 # %% ../../nbs/drift/01_column_test.ipynb #72f22d65
 def joiner(
-    a:Column, # Reference
-    b:Column, # Current, in the same bins
-)->tuple[np.ndarray, int]: # Cell of each entry of `counts`; how many of the cells are in order
+    reference:Column, # The reference
+    current:Column, # The current window, in the same bins
+)->tuple[np.ndarray, int]: # Cell of each entry of `counts`; how many of the cells, the first ones, are in order
     "The cells that are tested: groups of a number; or categories, rare ones joined with those never seen"
-    x, y = np.array(a.counts), np.array(b.counts)
-    if a.kind in ("numeric", "time"):
+    x, y = np.array(reference.counts), np.array(current.counts)
+    if reference.kind in ("numeric", "time"):
         group = _fine_groups(x[:-3], y[:-3])
-        k = group.max() + 1
-        return np.r_[group, k, k + 1, k + 2], k
-    joined = np.r_[_rare(x[:-2], y[:-2], x.sum(), y.sum()), True, False]
-    cell = np.where(joined, 0, np.cumsum(~joined))
-    return np.unique(cell, return_inverse=True)[1], 0
+        n_ordered = group.max() + 1
+        return np.r_[group, n_ordered, n_ordered + 1, n_ordered + 2], n_ordered      # and -inf, +inf, missing
+    categories = (x + y)[:-2]
+    joined = np.r_[_rare(categories, x.sum(), y.sum()), True, False]                 # and unseen, missing
+    cell_of = np.where(joined, 0, np.cumsum(~joined))
+    return np.unique(cell_of, return_inverse=True)[1], 0
 
 # %% ../../nbs/drift/01_column_test.ipynb #690c0cfb
 def cells(
-    at:np.ndarray, # From `joiner`
+    cell_of:np.ndarray, # Cell of each entry of `counts`, from `joiner`
     *columns:Column, # In the same bins
 )->list[np.ndarray]: # Counts per cell
     "Counts in the cells that are tested"
-    return [np.bincount(at, weights=np.array(c.counts, float)).astype(np.int64) for c in columns]
+    return [np.bincount(cell_of, weights=np.array(c.counts, float)).astype(np.int64) for c in columns]
 
 # %% ../../nbs/drift/01_column_test.ipynb #da63ae6f
 def permute_counts(
-    a:np.ndarray, # Reference counts
-    b:np.ndarray, # Current counts
+    reference:np.ndarray, # Counts per cell
+    current:np.ndarray, # Counts per cell
     draws:int, # Simulated windows
     rng:np.random.Generator, # Source of chance
 )->np.ndarray: # draws x cells: current counts when both windows come from one distribution
     "Permute the pooled rows between the two windows"
-    pool, m = a + b, int(b.sum())
+    pool, m = reference + current, int(current.sum())
     n = int(pool.sum())
     if n < 10**9: return rng.multivariate_hypergeometric(pool, m, size=draws, method="marginals").astype(float)
     p = pool / n
     z = rng.standard_normal((draws, len(p))) * np.sqrt(p)
-    return m * p + np.sqrt(m * (n - m) / n) * (z - p * z.sum(1, keepdims=True))
+    deviations = z - p * z.sum(1, keepdims=True)             # they sum to 0; their covariance is diag(p) - p p'
+    return m * p + np.sqrt(m * (n - m) / n) * deviations
 
 # %% ../../nbs/drift/01_column_test.ipynb #1298b1d4
-def _cell_statistics(a, b):
-    "Pearson's chi-square, and the largest squared deviation of one cell"
-    n, m = a.sum(-1, keepdims=True), b.sum(-1, keepdims=True)
-    p = (a + b) / (n + m)
-    squared = (b / m - a / n) ** 2 / (1 / n + 1 / m)
-    chi_square = np.where(p > 0, squared / p, 0).sum(-1)
-    largest = np.where((p > 0) & (p < 1), squared / (p * (1 - p)), 0).max(-1)
-    return [chi_square, largest]
+def _cell_statistics(reference, current):
+    "Pearson's chi-square, and the largest squared deviation of one cell in units of its variance"
+    n, m = reference.sum(-1, keepdims=True), current.sum(-1, keepdims=True)
+    p = (reference + current) / (n + m)
+    scaled_square = (current / m - reference / n) ** 2 / (1 / n + 1 / m)
+    chi_square = np.where(p > 0, scaled_square / p, 0).sum(-1)
+    largest_cell = np.where((p > 0) & (p < 1), scaled_square / (p * (1 - p)), 0).max(-1)
+    return dict(chi_square=chi_square, largest_cell=largest_cell)
 
 # %% ../../nbs/drift/01_column_test.ipynb #e3dbbe93
-def _anderson_darling(x, y):
+def _anderson_darling(reference, current):
     "Squared gaps of the cumulative shares, weighted more in the tails (Anderson and Darling 1954)"
-    n, m = x.sum(-1, keepdims=True), y.sum(-1, keepdims=True)
-    h = (x + y) / (n + m)
-    middle = np.cumsum(h, -1) - h / 2                                  # of each bin
-    gap = (np.cumsum(y, -1) - y / 2) / m - (np.cumsum(x, -1) - x / 2) / n
+    n, m = reference.sum(-1, keepdims=True), current.sum(-1, keepdims=True)
+    h = (reference + current) / (n + m)
+    middle = np.cumsum(h, -1) - h / 2                                  # of each cell
+    gap = (np.cumsum(current, -1) - current / 2) / m - (np.cumsum(reference, -1) - reference / 2) / n
     weighted = np.where((middle > 0) & (middle < 1), h * gap**2 / (middle * (1 - middle)), 0)
     return np.nan_to_num(weighted.sum(-1) * (n * m / (n + m))[..., 0])
 
 # %% ../../nbs/drift/01_column_test.ipynb #b1af6301
-def _statistics(a, b, order):
+def _statistics(reference, current, n_ordered):
     "Chi-square, largest deviation and, where at least two cells are in order, Anderson-Darling"
     with np.errstate(all="ignore"):
-        statistics = _cell_statistics(a, b)
-        if order > 1: statistics.append(_anderson_darling(a[..., :order], b[..., :order]))
-    return statistics
+        statistics = _cell_statistics(reference, current)
+        if n_ordered < 2: return statistics
+        anderson_darling = _anderson_darling(reference[..., :n_ordered], current[..., :n_ordered])
+    return statistics | dict(anderson_darling=anderson_darling)
 
 # %% ../../nbs/drift/01_column_test.ipynb #071247da
-def _gamma_sf(x, sims):
-    "Upper tail of a gamma distribution with the mean and variance of `sims`"
-    mean, variance = sims.mean(), sims.var()
-    if variance > 0: return gammaincc(mean * mean / variance, np.maximum(x, 0) * mean / variance)
-    return np.where(x > mean, 0.0, 1.0)
+def _gamma_p(value, simulated):
+    "Upper tail of a gamma distribution with the mean and variance of the simulated values"
+    mean, variance = simulated.mean(), simulated.var()
+    if variance > 0: return gammaincc(mean * mean / variance, np.maximum(value, 0) * mean / variance)
+    return np.where(value > mean, 0.0, 1.0)
 
 # %% ../../nbs/drift/01_column_test.ipynb #f5d3d0b8
-def _surprise(index, x, sims, cells, wide):
-    "-ln of the approximate p-value of one statistic; `index` 1 is the largest cell"
-    if index == 1: p = np.minimum(1, cells * chdtrc(1.0, x / wide))
-    else: p = _gamma_sf(x, sims)
-    return -np.log(np.maximum(p, 1e-300))
+def _largest_cell_p(value, n_cells, dispersion):
+    "Bonferroni's bound for the largest of `n_cells` chi-square values with one degree of freedom"
+    return np.minimum(1, n_cells * chdtrc(1.0, value / dispersion))
 
 # %% ../../nbs/drift/01_column_test.ipynb #c4fdda2a
-def _combined(stats, sims, cells):
+def _surprises(values, simulated, n_cells):
+    "-ln of the approximate p-value of each statistic"
+    dispersion = max(1.0, simulated["chi_square"].mean() / (n_cells - 1))
+    p = {name: _gamma_p(value, simulated[name]) for name, value in values.items() if name != "largest_cell"}
+    p["largest_cell"] = _largest_cell_p(values["largest_cell"], n_cells, dispersion)
+    return [-np.log(np.maximum(each, 1e-300)) for each in p.values()]
+
+# %% ../../nbs/drift/01_column_test.ipynb #8c68d32c
+def _combined(observed, simulated, n_cells):
     "-ln of the smallest approximate p-value, of the window and of every simulated one"
-    wide = max(1.0, sims[0].mean() / (cells - 1))        # over-dispersion widens single cells as it does their sum
-    kinds = range(len(sims))
-    def largest(values): return np.max([_surprise(i, values[i], sims[i], cells, wide) for i in kinds], axis=0)
-    return [largest(stats), largest(sims)]
+    return [np.max(_surprises(values, simulated, n_cells), axis=0) for values in (observed, simulated)]
 
 # %% ../../nbs/drift/01_column_test.ipynb #1fd6140a
 def test_column(
-    a:Column, # Reference
-    b:Column, # Current, in the same bins
+    reference:Column, # The reference
+    current:Column, # The current window, in the same bins
     draws:int=2000, # Simulated windows
     rng:np.random.Generator|None=None, # Source of chance
-    history:list[Column]=(), # Windows in which nothing was wrong, in the same bins: their variation is no drift
+    history:list[Column]=(), # Windows in which nothing was wrong, in the same bins; at least 3, otherwise ignored
 )->float: # p-value; NaN when one side is empty
     "How often would a window without any change look at least as different?"
-    at, order = joiner(a, b)
-    x, y = cells(at, a, b)
-    spread = overdispersion(cells(at, *history)) if history else None
+    cell_of, n_ordered = joiner(reference, current)
+    x, y = cells(cell_of, reference, current)
+    spread = overdispersion(cells(cell_of, *history)) if history else None
     used = x + y > 0
-    order = int(used[:order].sum())
+    n_ordered = int(used[:n_ordered].sum())
     x, y = x[used], y[used]
     if spread is not None: spread = spread[:, used]
     if not x.sum() or not y.sum(): return np.nan
     if len(x) < 2: return 1.0
-    sim_x, sim_y = _simulate(x, y, spread, draws, rng or np.random.default_rng(0))
-    observed = _statistics(x.astype(float), y.astype(float), order)
-    simulated = _statistics(sim_x.astype(float), sim_y, order)
-    statistic, sims = _combined(observed, simulated, len(x))
-    return tail_p(float(statistic), sims)
+    simulated_x, simulated_y = _simulate(x, y, spread, draws, rng or np.random.default_rng(0))
+    observed = _statistics(x.astype(float), y.astype(float), n_ordered)
+    simulated = _statistics(simulated_x.astype(float), simulated_y, n_ordered)
+    statistic, simulated_statistics = _combined(observed, simulated, len(x))
+    return tail_p(float(statistic), simulated_statistics)
 
 # %% ../../nbs/drift/01_column_test.ipynb #58476504
 def _simulate(x, y, spread, draws, rng):
     "Windows of both sizes without a change; wider than chance where history says so"
     if spread is not None: return _disperse(x, y, spread, draws, rng)
-    sim_y = permute_counts(x, y, draws, rng)
-    return (x + y) - sim_y, sim_y
+    simulated_y = permute_counts(x, y, draws, rng)
+    return (x + y) - simulated_y, simulated_y
 
 # %% ../../nbs/drift/01_column_test.ipynb #49972058
 def overdispersion(
@@ -174,6 +180,6 @@ def _disperse(x, y, spread, draws, rng):
     p, df = (x + y) / (x + y).sum(), len(spread) - 1
     weights = rng.standard_normal((draws, len(spread))) / np.sqrt(rng.chisquare(df, (draws, 1)))
     q = np.clip(p + weights @ spread, 0, None)
-    sim_x = rng.multinomial(int(x.sum()), p, size=draws).astype(float)
-    sim_y = rng.multinomial(int(y.sum()), q / q.sum(1, keepdims=True)).astype(float)
-    return sim_x, sim_y
+    simulated_x = rng.multinomial(int(x.sum()), p, size=draws).astype(float)
+    simulated_y = rng.multinomial(int(y.sum()), q / q.sum(1, keepdims=True)).astype(float)
+    return simulated_x, simulated_y
