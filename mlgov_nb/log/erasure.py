@@ -153,7 +153,7 @@ def _account(folder, **facts):
 def _alone(folder, wait=60):
     "While nobody else closes or erases; files of killed writers are sealed; a failing disk is a `LogError`"
     if not Path(folder).is_dir(): raise MlgovError(f"{folder}: there is no prediction log here")
-    with held(folder, alone=True, wait=wait):
+    with held(folder, exclusive=True, wait=wait):
         try:
             adopt(folder)
             yield
