@@ -8,6 +8,8 @@ __all__ = ['HEADLINE', 'FIGURES', 'DECIDED', 'LEGEND_OUTSIDE', 'group_values', '
            'candidate_costs', 'plot_costs', 'plot_gap', 'panel_grid', 'finish_trend', 'finish_panel']
 
 # %% ../../nbs/fairness/04_summary.ipynb #b245595b
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -98,7 +100,7 @@ def as_candidate(
     "The headline measures of a candidate, as context"
     gap, _, main = HEADLINE[task]
     kept = [each for each in measures if each.name == gap or (each.name, each.subject) == (main, "all rows")]
-    return [each | dict(subject=f"{each.subject}@{name}") for each in kept]
+    return [replace(each, subject=f"{each.subject}@{name}") for each in kept]
 
 # %% ../../nbs/fairness/04_summary.ipynb #d6e348f0
 def two_groups(

@@ -9,7 +9,7 @@ __all__ = ['MOVED', 'level', 'harm']
 from collections.abc import Sequence
 
 from ..settings import Limit
-from ..stats.measures import Measure, as_measure, indexed, measure, number, words
+from ..stats.measures import Measure, indexed, measure, number, words
 from .judge import run_checks, worst
 
 # %% ../../nbs/verdict/01_harm.ipynb #17044e1f
@@ -36,12 +36,11 @@ def _fall(changed):
 
 # %% ../../nbs/verdict/01_harm.ipynb #0ff1361f
 def level(
-    changed:Measure|dict, # A measure of `MOVED`
+    changed:Measure, # A measure of `MOVED`
     warn:float, # The fall that is a warning
     fail:float, # The fall that is a failure
 )->str: # 'harmful', 'harmless' or 'cannot tell'
     "Is a change of quality harm?"
-    changed = as_measure(changed)
     if changed.value is None or changed.low is None: return "cannot tell"
     value, low, high = _fall(changed)
     if value > warn and low > 0: return "harmful"

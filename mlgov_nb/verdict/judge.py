@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..settings import Limit, MlgovError
-from ..stats.measures import Measure, as_measure, indexed, measure, number, words
+from ..stats.measures import Measure, indexed, measure, measures_of, number, words
 
 # %% ../../nbs/verdict/00_judge.ipynb #6ced9dfc
 def _bound(limit):
@@ -60,12 +60,11 @@ def _sentence(measured, window, reason):
 
 # %% ../../nbs/verdict/00_judge.ipynb #ea438cc4
 def check(
-    measured:Measure|dict, # A measure, or its JSON form
+    measured:Measure, # What was measured
     window:str, # Its window
     limit:Limit, # The policy
 )->dict: # The measure, the bound, a verdict and a sentence
     "Compare one measure with one limit"
-    measured = as_measure(measured)
     verdict, reason = _verdict(measured, limit)
     return dict(
         measure=measured.name, subject=measured.subject, window=window,
@@ -92,7 +91,7 @@ def _checks_of(limit, records, parity):
     for each in records:
         window = each["window"]["name"]
         if not _window_matches(limit.window, window): continue
-        for measured in map(as_measure, each["measures"]):
+        for measured in measures_of(each):
             if measured.name != limit.measure: continue
             if _subject_matches(limit.subject, measured.subject, parity): checks.append(check(measured, window, limit))
     return checks
@@ -158,7 +157,7 @@ def _candidates_values(records, name):
     "Subject of each candidate that was not released: its (value, window) in each record"
     values = {}
     for each in records:
-        for measured in map(as_measure, each["measures"]):
+        for measured in measures_of(each):
             if measured.name != name or "@" not in measured.subject or measured.value is None: continue
             values.setdefault(measured.subject, []).append((measured.value, each["window"]["name"]))
     return values
