@@ -212,14 +212,14 @@ def decompose(
     "Split a change of a metric: what the window's inputs explain, and what is left to a changed relation"
     name, subject = confirmed.name, confirmed.subject
     suffix = "" if subject == "all rows" else f", {subject}"
-    parts = [_part("covariate_part", name + suffix, ref, expected),
-             _part("concept_part", name + suffix, expected, confirmed),
-             _part("total_change", name + suffix, ref, confirmed)]
+    inputs = _part("covariate_part", name + suffix, ref, expected)
+    relation = _part("concept_part", name + suffix, expected, confirmed)
+    total = _part("total_change", name + suffix, ref, confirmed)
     sources = {"reference": ref, "label-free estimate": expected, "window": confirmed}
     missing = [source for source, m in sources.items() if not _has_interval(m)]
     title = NAMES.get(name, name.replace("_", " ").capitalize()) + suffix
-    note = _sentence(title, *parts, missing)
-    return [replace(part, note=note) for part in parts]
+    note = _sentence(title, inputs, relation, total, missing)
+    return [replace(part, note=note) for part in (inputs, relation, total)]
 
 # %% ../../nbs/performance/07_concept_drift.ipynb #d39fb7ab
 PARTS = dict(covariate_part="inputs", concept_part="relation")

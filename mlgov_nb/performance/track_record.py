@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'MAIN', 'LEAST', 'BROKEN', 'TOLERATED', 'scoreboard', 'plo
            'expected_measures', 'under_old_relation', 'best_known', 'group_masks']
 
 # %% ../../nbs/performance/03_track_record.ipynb #57f2737a
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -266,7 +266,13 @@ def _source(used:Measure, truth:Measure, guess:Measure)->str:
     return f"confirmed by labels{unlike}"
 
 # %% ../../nbs/performance/03_track_record.ipynb #289b776f
-def _best_of(name, moved, reference, confirmed, expected):
+def _best_of(
+    name:str,
+    moved:Callable[[Measure, Measure], Measure],
+    reference:list[Measure],
+    confirmed:list[Measure],
+    expected:Sequence[Measure],
+)->list[Measure]:
     "The best known value of a measure, and how it moved (a change or a ratio) from the reference"
     none = measure(name, "all rows", None, 0)
     truth = _find(confirmed, name) or none

@@ -126,11 +126,11 @@ def percentiles(
     return min(low, value), max(high, value)
 
 # %% ../../nbs/stats/00_measures.ipynb #82eac8ab
-def _half_width(measured):
+def _half_width(measured:Measure)->float:
     "Half of the width of a measure's interval"
     return (measured.high - measured.low) / 2
 
-def _comparable(reference, current):
+def _comparable(reference:Measure, current:Measure)->bool:
     "Have both a value and an interval?"
     return None not in (reference.value, current.value, reference.low, current.low)
 

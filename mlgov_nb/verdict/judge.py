@@ -29,7 +29,7 @@ def _ends(limit):
     return lowest, highest
 
 # %% ../../nbs/verdict/00_judge.ipynb #b8e40d12
-def _verdict(measured, limit):
+def _verdict(measured:Measure, limit:Limit)->tuple[str, str]:
     "The verdict, and why: the end of a sentence"
     bound, (lowest, highest) = _bound(limit), _ends(limit)
     if measured.value is None:
@@ -44,7 +44,7 @@ def _verdict(measured, limit):
 # %% ../../nbs/verdict/00_judge.ipynb #50d9f01d
 WHOLE = ("all rows", "all columns", "features")   # subjects that a sentence need not name
 
-def _sentence(measured, window, reason):
+def _sentence(measured:Measure, window:str, reason:str)->str:
     "What was measured, in which window, its value with interval and rows, and the reason of the verdict"
     what = words(measured.name)
     if measured.subject not in WHOLE: what += f", {measured.subject}"
@@ -186,12 +186,12 @@ def _candidates_context(records, limits):
     return sentences
 
 # %% ../../nbs/verdict/00_judge.ipynb #d8a2c15b
-def _value_of(measures, name, subject):
+def _value_of(measures:dict[tuple[str, str], Measure], name:str, subject:str)->float:
     "A measure's value; -1 where there is none, so that it comes last"
     found = measures.get((name, subject))
     return -1.0 if found is None or found.value is None else found.value
 
-def _drifted_columns(measures):
+def _drifted_columns(measures:dict[tuple[str, str], Measure])->tuple[list[str], list[str]]:
     "What drifted: the columns that matter most to the model first; then the tests of all columns together"
     found = [subject for (name, subject), each in measures.items() if name == "drifted" and each.value == 1.0]
     columns = [subject for subject in found if ("js_distance", subject) in measures]
