@@ -87,12 +87,12 @@ def measured(groups, y, score, draws, seed):
     measures = []
     for task in ("binary", "regression"):
         measures += fairness_measures(groups, [list(groups.columns)], task, y, score, 0.5, draws=draws, seed=seed)
-    return {measure["name"]: measure for measure in measures if measure["subject"] == attribute}
+    return {measure.name: measure for measure in measures if measure.subject == attribute}
 
 
 def is_rated(measure):
     "Were all groups large enough?"
-    return measure["value"] is not None and "note" not in measure
+    return measure.value is not None and not measure.note
 
 
 def covered(case):
@@ -100,14 +100,14 @@ def covered(case):
     groups, y, score = population(case.card, case.attribute)
     rng = np.random.default_rng(sum(map(ord, f"{case.card}{case.attribute}{case.equal}{case.size}")))
     if case.equal: groups = groups.iloc[rng.permutation(len(groups))].reset_index(drop=True)
-    truth = {name: measure["value"] for name, measure in measured(groups, y, score, 100, 0).items()}
+    truth = {name: measure.value for name, measure in measured(groups, y, score, 100, 0).items()}
     hits = {name: [] for name in SHOWN}
     for seed in range(case.times):
         sample = rng.integers(0, len(groups), case.size)
         sampled = groups.iloc[sample].reset_index(drop=True)
         for name, measure in measured(sampled, y[sample], score[sample], case.draws, seed).items():
             if name in hits and is_rated(measure):
-                hits[name].append(measure["low"] <= truth[name] <= measure["high"])
+                hits[name].append(measure.low <= truth[name] <= measure.high)
     return {name: (int(np.sum(found)), len(found)) for name, found in hits.items()}
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from ..data.card import Card
 from ..model.artifact import Artifact
 from ..settings import Limit
-from ..stats.measures import words
+from ..stats.measures import measures_of, words
 
 # %% ../../nbs/audit/04_card_content.ipynb #5bb1bc84
 def read_selection(
@@ -41,7 +41,7 @@ def candidate_frame(
     records:list[dict], # Of the candidates
 )->pd.DataFrame: # One row per measure and candidate
     "All measures of all candidates"
-    rows = [{**found, "candidate": one["model"]["name"]} for one in records for found in one["measures"]]
+    rows = [{**found.as_dict(), "candidate": one["model"]["name"]} for one in records for found in measures_of(one)]
     return pd.DataFrame(rows, columns=["name", "subject", "value", "n", "low", "high", "candidate"])
 
 # %% ../../nbs/audit/04_card_content.ipynb #6130ea6e

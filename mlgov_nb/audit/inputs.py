@@ -148,7 +148,7 @@ def as_frame(
     measures:dict[str, list[Measure]], # Window: measures
 )->pd.DataFrame: # One row per measure, with its window
     "Measures as a frame, for tables and pictures"
-    rows = [{**found, "window": window} for window, all_found in measures.items() for found in all_found]
+    rows = [{**found.as_dict(), "window": window} for window, all_found in measures.items() for found in all_found]
     return pd.DataFrame(rows, columns=["name", "subject", "value", "n", "low", "high", "window"])
 
 # %% ../../nbs/audit/00_inputs.ipynb #258ef86a

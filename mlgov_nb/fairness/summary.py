@@ -8,6 +8,8 @@ __all__ = ['HEADLINE', 'FIGURES', 'DECIDED', 'LEGEND_OUTSIDE', 'group_values', '
            'candidate_costs', 'plot_costs', 'plot_gap', 'panel_grid', 'finish_trend', 'finish_panel']
 
 # %% ../../nbs/fairness/04_summary.ipynb #b245595b
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -43,7 +45,7 @@ def group_values(
     return {group: value for group, value in values.items() if value is not None}
 
 # %% ../../nbs/fairness/04_summary.ipynb #f331c5d8
-def _group_line(measures, attribute, name, window, task):
+def _group_line(measures:list[Measure], attribute:str, name:str, window:str, task:str)->str:
     "One line of the summary: every group's figure"
     figures = []
     for group, value in group_values(measures, attribute, name).items():
@@ -51,7 +53,7 @@ def _group_line(measures, attribute, name, window, task):
     return f"- **{attribute}, {window}**, {FIGURES[task][name]}: {', '.join(figures)}."
 
 # %% ../../nbs/fairness/04_summary.ipynb #7f5a50d7
-def _comparison_line(compared, attribute, window):
+def _comparison_line(compared:Measure, attribute:str, window:str)->str:
     "One line of the summary: how the groups of an attribute compare"
     if compared.value is None:
         value = f"cannot be determined from {compared.n:,} people: {compared.note or 'too few in a group'}."
@@ -98,7 +100,7 @@ def as_candidate(
     "The headline measures of a candidate, as context"
     gap, _, main = HEADLINE[task]
     kept = [each for each in measures if each.name == gap or (each.name, each.subject) == (main, "all rows")]
-    return [each | dict(subject=f"{each.subject}@{name}") for each in kept]
+    return [replace(each, subject=f"{each.subject}@{name}") for each in kept]
 
 # %% ../../nbs/fairness/04_summary.ipynb #d6e348f0
 def two_groups(

@@ -7,6 +7,9 @@ __all__ = ['LENGTH', 'PAST', 'NAMES', 'PARTS', 'time_order', 'online_alarms', 'a
            'plot_parts']
 
 # %% ../../nbs/performance/07_concept_drift.ipynb #a517b853
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -173,64 +176,64 @@ def plot_errors(
 # %% ../../nbs/performance/07_concept_drift.ipynb #59f72daf
 NAMES = dict(auc="AUC", rmse="RMSE", mae="MAE", r2="R²", f1="F1")
 
-def _has_interval(m):
+def _has_interval(m:Measure)->bool:
     "Does a measure have a value and an interval?"
-    return None not in (m["value"], m["low"], m["high"])
+    return None not in (m.value, m.low, m.high)
 
 # %% ../../nbs/performance/07_concept_drift.ipynb #1cd56e55
-def _part(name, subject, a, b):
+def _part(name:str, subject:str, a:Measure, b:Measure)->Measure:
     "What `b` adds to `a`; None where either has no value or no interval"
-    if _has_interval(a) and _has_interval(b): return change(a, b) | dict(name=name, subject=subject)
-    return measure(name, subject, None, b["n"])
+    if _has_interval(a) and _has_interval(b): return replace(change(a, b), name=name, subject=subject)
+    return measure(name, subject, None, b.n)
 
 # %% ../../nbs/performance/07_concept_drift.ipynb #97de89d3
-def _digits(parts, total):
+def _digits(parts:Sequence[Measure], total:Measure)->int:
     "Digits after the point: three for small changes, none for large ones"
-    if total["value"] is None or max(abs(m["value"] or 0) for m in parts) < 1: return 3
-    return 0 if abs(total["value"]) >= 100 else 2
+    if total.value is None or max(abs(m.value or 0) for m in parts) < 1: return 3
+    return 0 if abs(total.value) >= 100 else 2
 
 # %% ../../nbs/performance/07_concept_drift.ipynb #d0729341
-def _sentence(title, inputs, relation, total, missing):
+def _sentence(title:str, inputs:Measure, relation:Measure, total:Measure, missing:list[str])->str:
     "The parts in words"
     digits = _digits((inputs, relation, total), total)
     def signed(x): return f"{x:+,.{digits}f}"
     def plain(x): return f"{x:-,.{digits}f}"
-    def with_interval(word, m): return f"{word} {signed(m['value'])} ({plain(m['low'])} to {plain(m['high'])})"
-    moved = title if total["value"] is None else f"{title} {signed(total['value'])}"
+    def with_interval(word, m): return f"{word} {signed(m.value)} ({plain(m.low)} to {plain(m.high)})"
+    moved = title if total.value is None else f"{title} {signed(total.value)}"
     if missing: return f"{moved}: cannot tell inputs from relation, no interval of the {' and the '.join(missing)}"
     return f"{moved}: {with_interval('inputs', inputs)}, {with_interval('relation', relation)}"
 
 # %% ../../nbs/performance/07_concept_drift.ipynb #603b468e
 def decompose(
-    ref:dict, # The metric on the reference
-    expected:dict, # Its estimate for the window without labels, as if only the inputs had changed
-    confirmed:dict, # The metric on the window, with labels
-)->list[dict]: # `covariate_part`, `concept_part` and `total_change`, in the metric's points
+    ref:Measure, # The metric on the reference
+    expected:Measure, # Its estimate for the window without labels, as if only the inputs had changed
+    confirmed:Measure, # The metric on the window, with labels
+)->list[Measure]: # `covariate_part`, `concept_part` and `total_change`, in the metric's points
     "Split a change of a metric: what the window's inputs explain, and what is left to a changed relation"
-    name, subject = confirmed["name"], confirmed["subject"]
+    name, subject = confirmed.name, confirmed.subject
     suffix = "" if subject == "all rows" else f", {subject}"
-    parts = [_part("covariate_part", name + suffix, ref, expected),
-             _part("concept_part", name + suffix, expected, confirmed),
-             _part("total_change", name + suffix, ref, confirmed)]
+    inputs = _part("covariate_part", name + suffix, ref, expected)
+    relation = _part("concept_part", name + suffix, expected, confirmed)
+    total = _part("total_change", name + suffix, ref, confirmed)
     sources = {"reference": ref, "label-free estimate": expected, "window": confirmed}
     missing = [source for source, m in sources.items() if not _has_interval(m)]
     title = NAMES.get(name, name.replace("_", " ").capitalize()) + suffix
-    note = _sentence(title, *parts, missing)
-    return [part | dict(note=note) for part in parts]
+    note = _sentence(title, inputs, relation, total, missing)
+    return [replace(part, note=note) for part in (inputs, relation, total)]
 
 # %% ../../nbs/performance/07_concept_drift.ipynb #d39fb7ab
 PARTS = dict(covariate_part="inputs", concept_part="relation")
 
-def _part_values(parts_by_window, name):
+def _part_values(parts_by_window:dict[str, list[Measure]], name:str)->np.ndarray:
     "Value, low and high of one part, a column per window; NaN where unknown"
-    found = [m for parts in parts_by_window.values() for m in parts if m["name"] == name]
-    table = [[np.nan if m[end] is None else m[end] for end in ("value", "low", "high")] for m in found]
+    found = [m for parts in parts_by_window.values() for m in parts if m.name == name]
+    table = [[np.nan if number is None else number for number in (m.value, m.low, m.high)] for m in found]
     return np.array(table, float).reshape(-1, 3).T
 
 # %% ../../nbs/performance/07_concept_drift.ipynb #34f17dff
 def plot_parts(
     ax, # Matplotlib axes
-    parts_by_window:dict[str, list[dict]], # Window: its parts, from `decompose`
+    parts_by_window:dict[str, list[Measure]], # Window: its parts, from `decompose`
 ):
     "Per window the parts with their intervals, and a mark for the whole change; unknown parts are left out"
     x = np.arange(len(parts_by_window))

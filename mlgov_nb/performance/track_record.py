@@ -7,7 +7,8 @@ __all__ = ['COLUMNS', 'MAIN', 'LEAST', 'BROKEN', 'TOLERATED', 'scoreboard', 'plo
            'expected_measures', 'under_old_relation', 'best_known', 'group_masks']
 
 # %% ../../nbs/performance/03_track_record.ipynb #57f2737a
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ import pandas as pd
 from ..data.groups import cross
 from ..data.split import Window
 from .estimate import Estimate
-from ..stats.measures import Measure, Z95, change, measure, ratio
+from ..stats.measures import Measure, Z95, change, measure, measures_of, ratio
 from ..stats.quality import BOUNDED
 
 # %% ../../nbs/performance/03_track_record.ipynb #0f099adb
@@ -28,24 +29,24 @@ def _scored(rows):
     return board.assign(error=error, within=error.abs() <= Z95 * board.se)
 
 # %% ../../nbs/performance/03_track_record.ipynb #142de836
-def _by_name(measures):
+def _by_name(measures:list[Measure])->dict[str, Measure]:
     "Measures of all rows, by name"
-    return {m["name"]: m for m in measures if m["subject"] == "all rows"}
+    return {m.name: m for m in measures if m.subject == "all rows"}
 
 # %% ../../nbs/performance/03_track_record.ipynb #b048707f
 def _confirmed_rows(window, found, truth, reference):
     "One estimate's rows of the scoreboard"
     rows = []
     for name, (value, se) in found.values.items():
-        if name not in truth or truth[name]["value"] is None or not np.isfinite(value): continue
+        if name not in truth or truth[name].value is None or not np.isfinite(value): continue
         rows.append(dict(window=window, estimator=found.name, measure=name, estimate=value, se=se,
-                         truth=truth[name]["value"], n=truth[name]["n"], unchanged=reference[name]["value"]))
+                         truth=truth[name].value, n=truth[name].n, unchanged=reference[name].value))
     return rows
 
 # %% ../../nbs/performance/03_track_record.ipynb #5d6c57c1
 def scoreboard(
     estimates:dict[str, list[Estimate]], # Window: its estimates, in time order
-    confirmed:dict[str, list[dict]], # Window: its measures from labels; 'reference' among them
+    confirmed:dict[str, list[Measure]], # Window: its measures from labels; 'reference' among them
 )->pd.DataFrame: # One row per window, estimator and measure that labels have confirmed
     "Estimate against truth"
     rows = []
@@ -92,14 +93,15 @@ def _history(records, version, reference, window):
 # %% ../../nbs/performance/03_track_record.ipynb #a7e1dfcf
 def _recorded_rows(entry, unchanged):
     "One record's rows of the scoreboard: estimates whose truth is among its measures"
-    truth = {name: m for name, m in _by_name(entry["measures"]).items() if m["value"] is not None}
+    measures = measures_of(entry)
+    truth = {name: m for name, m in _by_name(measures).items() if m.value is not None}
     rows = []
-    for m in entry["measures"]:
-        name = m["name"].removesuffix("_estimate")
-        if name == m["name"] or name not in truth or None in (m["value"], m["low"]): continue
-        se = max(m["high"] - m["value"], m["value"] - m["low"]) / Z95
-        rows.append(dict(window=entry["window"]["name"], estimator=m["subject"], measure=name,
-                         estimate=m["value"], se=se, truth=truth[name]["value"], n=truth[name]["n"],
+    for m in measures:
+        name = m.name.removesuffix("_estimate")
+        if name == m.name or name not in truth or None in (m.value, m.low): continue
+        se = max(m.high - m.value, m.value - m.low) / Z95
+        rows.append(dict(window=entry["window"]["name"], estimator=m.subject, measure=name,
+                         estimate=m.value, se=se, truth=truth[name].value, n=truth[name].n,
                          unchanged=unchanged.get(name)))
     return rows
 
@@ -112,8 +114,8 @@ def scoreboard_of(
 )->pd.DataFrame: # As from `scoreboard`
     "Scoreboard of the windows in a measures file"
     own = _history(records, version, reference, window)
-    known = next((_by_name(r["measures"]) for r in own if r["window"]["name"] == "reference"), {})
-    unchanged = {name: m["value"] for name, m in known.items()}
+    known = next((_by_name(measures_of(r)) for r in own if r["window"]["name"] == "reference"), {})
+    unchanged = {name: m.value for name, m in known.items()}
     return _scored([row for entry in own for row in _recorded_rows(entry, unchanged)])
 
 # %% ../../nbs/performance/03_track_record.ipynb #685a76f2
@@ -232,62 +234,69 @@ def under_old_relation(
     return _with_interval(main, "all rows", value, one.n, _half_width(se, chosen, main))
 
 # %% ../../nbs/performance/03_track_record.ipynb #2a9b03f5
-def _better(truth, guess):
+def _better(truth:Measure, guess:Measure)->Measure:
     "The confirmed or the expected measure, whichever is known better"
-    def known(m): return m["value"] is not None and m["low"] is not None
-    def width(m): return m["high"] - m["low"]
+    def known(m): return m.value is not None and m.low is not None
+    def width(m): return m.high - m.low
     if not known(guess): return truth
     if not known(truth): return guess
-    agrees = guess["low"] <= truth["value"] <= guess["high"]
+    agrees = guess.low <= truth.value <= guess.high
     return guess if agrees and 1.5 * width(guess) < width(truth) else truth
 
 # %% ../../nbs/performance/03_track_record.ipynb #adfd808f
-def _find(measures, name):
+def _find(measures:Sequence[Measure], name:str)->Measure|None:
     "The measure of all rows by this name; None if there is none"
-    return next((m for m in measures if (m["name"], m["subject"]) == (name, "all rows")), None)
+    return next((m for m in measures if (m.name, m.subject) == (name, "all rows")), None)
 
 # %% ../../nbs/performance/03_track_record.ipynb #f9bfe958
-def _against(confirmed, expected):
+def _against(confirmed:list[Measure], expected:Sequence[Measure])->str:
     "How labels of one class contradict the estimate; '' if they do not"
     truth, guess = _find(confirmed, "accuracy"), _find(expected, "accuracy_expected")
-    if not truth or not guess or None in (truth["low"], guess["low"]): return ""
-    if truth["low"] <= guess["high"] and guess["low"] <= truth["high"]: return ""
-    return (f"cannot tell: labels speak against the estimate (accuracy expected {guess['value']:.3f}, "
-            f"{truth['n']:,} labels show {truth['value']:.3f})")
+    if not truth or not guess or None in (truth.low, guess.low): return ""
+    if truth.low <= guess.high and guess.low <= truth.high: return ""
+    return (f"cannot tell: labels speak against the estimate (accuracy expected {guess.value:.3f}, "
+            f"{truth.n:,} labels show {truth.value:.3f})")
 
 # %% ../../nbs/performance/03_track_record.ipynb #6940daf0
-def _source(used, truth, guess):
+def _source(used:Measure, truth:Measure, guess:Measure)->str:
     "Where the best known value comes from, or why there is none"
-    if used["value"] is None: return f"{guess.get('note', 'no estimate')}; {truth['n']:,} labels"
+    if used.value is None: return f"{guess.note or 'no estimate'}; {truth.n:,} labels"
     if used is guess: return "expected, before labels"
-    unlike = " of rows unlike the rest" if "not like the rest" in truth.get("note", "") else ""
+    unlike = " of rows unlike the rest" if "not like the rest" in truth.note else ""
     return f"confirmed by labels{unlike}"
 
 # %% ../../nbs/performance/03_track_record.ipynb #289b776f
-def _best_of(name, moved, reference, confirmed, expected):
+def _best_of(
+    name:str,
+    moved:Callable[[Measure, Measure], Measure],
+    reference:list[Measure],
+    confirmed:list[Measure],
+    expected:Sequence[Measure],
+)->list[Measure]:
     "The best known value of a measure, and how it moved (a change or a ratio) from the reference"
     none = measure(name, "all rows", None, 0)
     truth = _find(confirmed, name) or none
     guess = _find(expected, f"{name}_expected") or none
-    against = _against(confirmed, expected) if truth["value"] is None else ""
-    if against: guess = guess | dict(value=None, note=against)
+    against = _against(confirmed, expected) if truth.value is None else ""
+    if against: guess = replace(guess, value=None, note=against)
     used = _better(truth, guess)
-    best = used | dict(name=name)
+    best = replace(used, name=name)
     change_of = moved(_find(reference, name) or none, best)
-    source = dict(note=_source(used, truth, guess))
-    return [best | source | dict(name=f"{name}_now"), change_of | source | dict(name=f"{change_of['name']}_now")]
+    source = _source(used, truth, guess)
+    return [replace(best, name=f"{name}_now", note=source),
+            replace(change_of, name=f"{change_of.name}_now", note=source)]
 
 # %% ../../nbs/performance/03_track_record.ipynb #aae7a9b5
 def best_known(
     task:str, # 'binary' or 'regression'
-    reference:list[dict], # Measures of the reference
-    confirmed:list[dict], # Of the window, from labels
-    expected:list[dict]=(), # Of the window, from `expected_measures`
-)->list[dict]: # Measures `<main>_now` and its change or ratio, and `value_change_now`
+    reference:list[Measure], # Measures of the reference
+    confirmed:list[Measure], # Of the window, from labels
+    expected:Sequence[Measure]=(), # Of the window, from `expected_measures`
+)->list[Measure]: # Measures `<main>_now` and its change or ratio, and `value_change_now`
     "Confirmed or expected, whichever is known better"
     moved = change if task == "binary" else ratio
     main = _best_of(MAIN[task], moved, reference, confirmed, expected)
-    if not any(m["name"] == "value" for m in reference): return main
+    if not any(m.name == "value" for m in reference): return main
     return main + _best_of("value", change, reference, confirmed, expected)[1:]
 
 # %% ../../nbs/performance/03_track_record.ipynb #155b9d2d

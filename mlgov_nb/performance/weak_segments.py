@@ -323,7 +323,7 @@ def segment_measures(
     return [measure("segment_loss_gap", "all rows", None, row_count, note=f"cannot tell: {segments.why}")]
 
 # %% ../../nbs/performance/06_weak_segments.ipynb #2c31e710
-def _interval(m):
+def _interval(m:Measure)->str:
     "A measure and its interval as text"
     return "?" if m.value is None else f"{m.value:.3g} ({m.low:.3g} to {m.high:.3g})"
 
@@ -350,7 +350,7 @@ def segment_table(
     return pd.DataFrame(columns=["segment", "rows", "n held out", "loss gap", "p search", "p held out", "confirmed"])
 
 # %% ../../nbs/performance/06_weak_segments.ipynb #bde9535d
-def _draw_segment(ax, i, m, confirmed):
+def _draw_segment(ax, i:int, m:Measure, confirmed:bool|None):
     "One segment's value and interval; filled where confirmed"
     color, fill_color = ("C1", None) if confirmed else ("C0", "white")
     ends = [[m.value - m.low], [m.high - m.value]]

@@ -96,12 +96,12 @@ def answer(
     "What the filled-in labels say about all rows without a label"
     drawn = _filled_in(q.card, sample, text_ids=not pd.api.types.is_numeric_dtype(q.rows[q.card.id]))
     sampled = sampled_quality(q.learned, q.rows, q.score, drawn, threshold, value, id=q.card.id)
-    measured = {found["name"].removesuffix("_sampled"): found for found in sampled}
+    measured = {found.name.removesuffix("_sampled"): found for found in sampled}
     unlabelled, method = replace(q.learned, labelled=None), q.learned.names[0]
     expected = estimate(unlabelled, q.rows, q.score, threshold, value, names=[method])[0].values
     rows = []
     for name, found in measured.items():
-        numbers = {key: found[key] for key in ("value", "low", "high", "n")}
+        numbers = dict(value=found.value, low=found.low, high=found.high, n=found.n)
         rows.append(dict(measure=name, **numbers, **_expectation(expected.get(name))))
     return pd.DataFrame(rows).set_index("measure")
 

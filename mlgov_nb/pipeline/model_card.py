@@ -13,8 +13,9 @@ from ..audit.page import refresh_index, render
 from ..data.card import Card
 from ..files import write_json
 from .audits import audit_params, run_audit
-from .scope import GAP, measure_value, pipeline_card, scope, write_plot
+from .scope import GAP, pipeline_card, scope, write_plot
 from ..settings import Params
+from ..stats.measures import Measure, measure_value, measures_of
 from ..verdict.judge import read_verdicts
 
 # %% ../../nbs/pipeline/07_model_card.ipynb #7149f3df
@@ -57,9 +58,9 @@ def trend(
     return rows
 
 # %% ../../nbs/pipeline/07_model_card.ipynb #a325e098
-def _measures_by_window(file):
+def _measures_by_window(file:Path)->dict[str, list[Measure]]:
     "The measures of a measures file, by window"
-    return {found["window"]["name"]: found["measures"] for found in json.loads(file.read_text())}
+    return {found["window"]["name"]: measures_of(found) for found in json.loads(file.read_text())}
 
 # %% ../../nbs/pipeline/07_model_card.ipynb #55d34a7a
 def card_stage(

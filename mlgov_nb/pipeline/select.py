@@ -22,9 +22,9 @@ from ..model.artifact import Artifact, add_document, load
 from ..model.contributions import explain, importance_shares, sample_rows
 from ..model.encoding import codes
 from ..model.outliers import fit_outliers, to_arrays
-from .scope import GAP, measure_value, pipeline_card, policy_limits, scope, write_plot
+from .scope import GAP, pipeline_card, policy_limits, scope, write_plot
 from ..settings import Params
-from ..stats.measures import Measure, number, record, words
+from ..stats.measures import Measure, measure_value, measures_of, number, record, words
 from ..stats.quality import quality
 from ..verdict.judge import run_checks, worst
 
@@ -70,7 +70,7 @@ def _judged(measured, by, limits, parity):
     "A record of measures as a candidate with its checks"
     checks = run_checks([measured], limits, parity)
     counted = [check["verdict"] for check in checks if check["required"] or check["verdict"] != "unknown"]
-    return _Candidate(measured, checks, worst(counted), measure_value(measured["measures"], by), by)
+    return _Candidate(measured, checks, worst(counted), measure_value(measures_of(measured), by), by)
 
 # %% ../../nbs/pipeline/03_select.ipynb #9fc947f8
 def _why_not(candidate):
@@ -139,8 +139,9 @@ def _candidate_plot(out, records, by, card):
     attribute = (card.parity or list(card.protected) or [None])[0]
     rows = []
     for found in records:
-        gap = measure_value(found["measures"], GAP[card.task], attribute)
-        rows.append(dict(candidate=found["model"]["name"], quality=measure_value(found["measures"], by), gap=gap))
+        measures = measures_of(found)
+        gap = measure_value(measures, GAP[card.task], attribute)
+        rows.append(dict(candidate=found["model"]["name"], quality=measure_value(measures, by), gap=gap))
     write_plot(out, "candidates", rows)
 
 # %% ../../nbs/pipeline/03_select.ipynb #960c56c7

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'Z95', 'WORDS', 'Measure', 'measure', 'as_measure', 'wilson', 'rate', 'mean', 'redraw', 'percentiles',
-           'change', 'ratio', 'record', 'indexed', 'schema', 'words', 'number']
+           'change', 'ratio', 'record', 'measures_of', 'indexed', 'measure_value', 'schema', 'words', 'number']
 
 # %% ../../nbs/stats/00_measures.ipynb #86fe3858
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 
 import numpy as np
@@ -58,37 +58,10 @@ def as_dict(self:Measure)->dict: # Its JSON form; a note only where there is one
 FIELDS = ("name", "subject", "value", "n", "low", "high", "note")
 
 def as_measure(
-    fields:Measure|dict, # A measure, or its JSON form
+    fields:dict, # The JSON form of a measure
 )->Measure: # The measure
-    "The measure that a JSON object describes; a measure stays as it is"
-    if isinstance(fields, Measure): return fields
+    "The measure that a JSON object describes"
     return Measure(**{name: fields[name] for name in FIELDS if name in fields})
-
-# %% ../../nbs/stats/00_measures.ipynb #4dd963e6
-@patch
-def keys(self:Measure):
-    "The names of its JSON fields"
-    return self.as_dict().keys()
-
-@patch
-def __getitem__(self:Measure, field):
-    "One of its JSON fields"
-    return self.as_dict()[field]
-
-@patch
-def __contains__(self:Measure, field):
-    "Has its JSON form this field?"
-    return field in self.as_dict()
-
-@patch
-def get(self:Measure, field, default=None):
-    "One of its JSON fields, or the default"
-    return self.as_dict().get(field, default)
-
-@patch
-def __or__(self:Measure, changes):
-    "The measure with some fields changed"
-    return replace(self, **changes)
 
 # %% ../../nbs/stats/00_measures.ipynb #999b5879
 Z95 = float(ndtri(0.975))   # 95% of a normal distribution lies within so many standard deviations of its mean
@@ -153,21 +126,20 @@ def percentiles(
     return min(low, value), max(high, value)
 
 # %% ../../nbs/stats/00_measures.ipynb #82eac8ab
-def _half_width(measured):
+def _half_width(measured:Measure)->float:
     "Half of the width of a measure's interval"
     return (measured.high - measured.low) / 2
 
-def _comparable(reference, current):
+def _comparable(reference:Measure, current:Measure)->bool:
     "Have both a value and an interval?"
     return None not in (reference.value, current.value, reference.low, current.low)
 
 # %% ../../nbs/stats/00_measures.ipynb #071e94ff
 def change(
-    reference:Measure|dict, # A measure on the reference
-    current:Measure|dict, # The same measure on a window
+    reference:Measure, # A measure on the reference
+    current:Measure, # The same measure on a window
 )->Measure: # `<name>_change`
     "Difference of a measure to the reference; None when either is unknown"
-    reference, current = as_measure(reference), as_measure(current)
     name = f"{current.name}_change"
     if not _comparable(reference, current): return measure(name, current.subject, None, current.n)
     difference = current.value - reference.value
@@ -176,11 +148,10 @@ def change(
 
 # %% ../../nbs/stats/00_measures.ipynb #9ec1b83d
 def ratio(
-    reference:Measure|dict, # A positive measure on the reference
-    current:Measure|dict, # The same measure on a window
+    reference:Measure, # A positive measure on the reference
+    current:Measure, # The same measure on a window
 )->Measure: # `<name>_ratio`
     "A measure over the reference's, with the delta-method interval of its logarithm; None when either is unknown"
-    reference, current = as_measure(reference), as_measure(current)
     name = f"{current.name}_ratio"
     unknown = measure(name, current.subject, None, current.n)
     if not _comparable(reference, current): return unknown
@@ -189,31 +160,41 @@ def ratio(
     half = np.hypot(_half_width(reference) / reference.value, _half_width(current) / current.value)
     return measure(name, current.subject, quotient, current.n, quotient * np.exp(-half), quotient * np.exp(half))
 
-# %% ../../nbs/stats/00_measures.ipynb #2241a29c
-def _json_form(measured):
-    "A measure, or a dictionary, as a dictionary"
-    if isinstance(measured, Measure): return measured.as_dict()
-    return dict(measured)
-
 # %% ../../nbs/stats/00_measures.ipynb #90dc1cd1
 def record(
     audit:str, # Which audit
     model:dict, # name and version
     reference:dict|None, # The window that others are compared with
     window:dict, # name, start, end, rows, labelled, sha256
-    measures:list[Measure|dict], # What was measured
+    measures:list[Measure], # What was measured
 )->dict: # One record of a measures file
     "What one audit measured in one window, ordered by name and subject"
-    ordered = sorted((_json_form(each) for each in measures), key=lambda fields: (fields["name"], fields["subject"]))
-    return dict(audit=audit, model=model, reference=reference, window=window, measures=ordered)
+    ordered = sorted(measures, key=lambda each: (each.name, each.subject))
+    return dict(audit=audit, model=model, reference=reference, window=window,
+                measures=[each.as_dict() for each in ordered])
+
+# %% ../../nbs/stats/00_measures.ipynb #5c1f07d2
+def measures_of(
+    one_record:dict, # A record of a measures file
+)->list[Measure]: # In the order of the record
+    "The measures of a record"
+    return [as_measure(fields) for fields in one_record["measures"]]
 
 # %% ../../nbs/stats/00_measures.ipynb #dbede892
 def indexed(
     one_record:dict, # A record of a measures file
 )->dict[tuple[str, str], Measure]: # (name, subject): the measure
     "The measures of a record by name and subject"
-    measures = map(as_measure, one_record["measures"])
-    return {(each.name, each.subject): each for each in measures}
+    return {(each.name, each.subject): each for each in measures_of(one_record)}
+
+# %% ../../nbs/stats/00_measures.ipynb #259a27a9
+def measure_value(
+    measures:list[Measure], # Of one window
+    name:str, # Of the measure
+    subject:str="all rows", # Of what
+)->float|None: # None where it was not measured or is unknown
+    "The value of a measure"
+    return next((each.value for each in measures if (each.name, each.subject) == (name, subject)), None)
 
 # %% ../../nbs/stats/00_measures.ipynb #a2b03a9c
 def schema(

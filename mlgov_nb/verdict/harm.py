@@ -9,7 +9,7 @@ __all__ = ['MOVED', 'level', 'harm']
 from collections.abc import Sequence
 
 from ..settings import Limit
-from ..stats.measures import Measure, as_measure, indexed, measure, number, words
+from ..stats.measures import Measure, indexed, measure, number, words
 from .judge import run_checks, worst
 
 # %% ../../nbs/verdict/01_harm.ipynb #17044e1f
@@ -29,19 +29,18 @@ def _bounds(limits):
     return bounds
 
 # %% ../../nbs/verdict/01_harm.ipynb #92821642
-def _fall(changed):
+def _fall(changed:Measure)->tuple[float, float, float]:
     "A change as a fall: value, low, high; positive is worse"
     if changed.name == "rmse_ratio_now": return changed.value - 1, changed.low - 1, changed.high - 1
     return -changed.value, -changed.high, -changed.low
 
 # %% ../../nbs/verdict/01_harm.ipynb #0ff1361f
 def level(
-    changed:Measure|dict, # A measure of `MOVED`
+    changed:Measure, # A measure of `MOVED`
     warn:float, # The fall that is a warning
     fail:float, # The fall that is a failure
 )->str: # 'harmful', 'harmless' or 'cannot tell'
     "Is a change of quality harm?"
-    changed = as_measure(changed)
     if changed.value is None or changed.low is None: return "cannot tell"
     value, low, high = _fall(changed)
     if value > warn and low > 0: return "harmful"
@@ -59,11 +58,11 @@ def _drift_words(checks, window):
     return f"drift in {share:.0%} of the features" if share else "drift"
 
 # %% ../../nbs/verdict/01_harm.ipynb #190186ba
-def _reason_unknown(measured):
+def _reason_unknown(measured:Measure)->str:
     "The note of a measure without a value, without its first words"
     return measured.note.removeprefix("cannot tell: ")
 
-def _expected_words(name, reference, expected):
+def _expected_words(name:str, reference:Measure|None, expected:Measure|None)->str:
     "The reference's quality, and what is expected of a window"
     before = f"{number(reference.value)} → " if reference else ""
     if expected and expected.value is not None: return f"expected {words(name)} {before}{number(expected.value)}"
@@ -72,7 +71,7 @@ def _expected_words(name, reference, expected):
     return f"no estimate of the {words(name)}"
 
 # %% ../../nbs/verdict/01_harm.ipynb #8bf7e6e4
-def _confirmed_words(confirmed, selection):
+def _confirmed_words(confirmed:Measure|None, selection:Measure|None)->str:
     "What the labels of a window confirm; `selection` says whether the labelled rows are like the others"
     if not confirmed or (confirmed.value is None and not confirmed.n): return "no labels yet"
     if confirmed.value is None: return f"not confirmed: {_reason_unknown(confirmed) or 'too few labels'}"
@@ -81,21 +80,21 @@ def _confirmed_words(confirmed, selection):
     return text
 
 # %% ../../nbs/verdict/01_harm.ipynb #4c0a7d5f
-def _cause_words(name, measures):
+def _cause_words(name:str, measures:dict[tuple[str, str], Measure])->str:
     "What a harmful change comes from, where it can be determined"
     inputs, relation = measures.get(("covariate_part", name)), measures.get(("concept_part", name))
     if not inputs or not relation or None in (inputs.value, relation.value): return ""
     return f"; {number(inputs.value)} of it from the inputs, {number(relation.value)} from a changed relation"
 
 # %% ../../nbs/verdict/01_harm.ipynb #40784328
-def _quality_words(name, reference, measures):
+def _quality_words(name:str, reference:Measure|None, measures:dict[tuple[str, str], Measure])->str:
     "Expected and confirmed quality of a window"
     whole = {key: measures.get((key, "all rows")) for key in (name, f"{name}_expected", "label_selection")}
     expected = _expected_words(name, reference, whole[f"{name}_expected"])
     return f"{expected}, {_confirmed_words(whole[name], whole['label_selection'])}"
 
 # %% ../../nbs/verdict/01_harm.ipynb #c9fa5056
-def _levels(measures, bounds):
+def _levels(measures:dict[tuple[str, str], Measure], bounds:dict[str, tuple[float, float]])->dict[str, str]:
     "The level of each limited change; that of a decision's value only where it is measured"
     levels = {}
     for name, (warning, failure) in bounds.items():
@@ -110,7 +109,7 @@ def _worst_level(levels):
     return next((verdict for verdict in ("harmful", "cannot tell") if verdict in levels.values()), "harmless")
 
 # %% ../../nbs/verdict/01_harm.ipynb #6aff1c20
-def _change_words(measures, levels, verdict):
+def _change_words(measures:dict[tuple[str, str], Measure], levels:dict[str, str], verdict:str)->str:
     "The changes that decided the verdict, in brackets"
     if not levels: return " (the policy limits no change of quality)"
     if verdict == "harmless": return ""
@@ -143,7 +142,7 @@ def _same_rows(one, other):
     return window["sha256"] == other_window["sha256"] or window["labelled"] != other_window["labelled"]
 
 # %% ../../nbs/verdict/01_harm.ipynb #c42d53e0
-def _reference_measures(records):
+def _reference_measures(records:list[dict])->dict[tuple[str, str], Measure]:
     "The measures of the reference, by name and subject; none without a record of it"
     return next((indexed(each) for each in records if each["window"]["name"] == "reference"), {})
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..settings import Limit, MlgovError
-from ..stats.measures import Measure, as_measure, indexed, measure, number, words
+from ..stats.measures import Measure, indexed, measure, measures_of, number, words
 
 # %% ../../nbs/verdict/00_judge.ipynb #6ced9dfc
 def _bound(limit):
@@ -29,7 +29,7 @@ def _ends(limit):
     return lowest, highest
 
 # %% ../../nbs/verdict/00_judge.ipynb #b8e40d12
-def _verdict(measured, limit):
+def _verdict(measured:Measure, limit:Limit)->tuple[str, str]:
     "The verdict, and why: the end of a sentence"
     bound, (lowest, highest) = _bound(limit), _ends(limit)
     if measured.value is None:
@@ -44,7 +44,7 @@ def _verdict(measured, limit):
 # %% ../../nbs/verdict/00_judge.ipynb #50d9f01d
 WHOLE = ("all rows", "all columns", "features")   # subjects that a sentence need not name
 
-def _sentence(measured, window, reason):
+def _sentence(measured:Measure, window:str, reason:str)->str:
     "What was measured, in which window, its value with interval and rows, and the reason of the verdict"
     what = words(measured.name)
     if measured.subject not in WHOLE: what += f", {measured.subject}"
@@ -60,12 +60,11 @@ def _sentence(measured, window, reason):
 
 # %% ../../nbs/verdict/00_judge.ipynb #ea438cc4
 def check(
-    measured:Measure|dict, # A measure, or its JSON form
+    measured:Measure, # What was measured
     window:str, # Its window
     limit:Limit, # The policy
 )->dict: # The measure, the bound, a verdict and a sentence
     "Compare one measure with one limit"
-    measured = as_measure(measured)
     verdict, reason = _verdict(measured, limit)
     return dict(
         measure=measured.name, subject=measured.subject, window=window,
@@ -92,7 +91,7 @@ def _checks_of(limit, records, parity):
     for each in records:
         window = each["window"]["name"]
         if not _window_matches(limit.window, window): continue
-        for measured in map(as_measure, each["measures"]):
+        for measured in measures_of(each):
             if measured.name != limit.measure: continue
             if _subject_matches(limit.subject, measured.subject, parity): checks.append(check(measured, window, limit))
     return checks
@@ -158,7 +157,7 @@ def _candidates_values(records, name):
     "Subject of each candidate that was not released: its (value, window) in each record"
     values = {}
     for each in records:
-        for measured in map(as_measure, each["measures"]):
+        for measured in measures_of(each):
             if measured.name != name or "@" not in measured.subject or measured.value is None: continue
             values.setdefault(measured.subject, []).append((measured.value, each["window"]["name"]))
     return values
@@ -187,12 +186,12 @@ def _candidates_context(records, limits):
     return sentences
 
 # %% ../../nbs/verdict/00_judge.ipynb #d8a2c15b
-def _value_of(measures, name, subject):
+def _value_of(measures:dict[tuple[str, str], Measure], name:str, subject:str)->float:
     "A measure's value; -1 where there is none, so that it comes last"
     found = measures.get((name, subject))
     return -1.0 if found is None or found.value is None else found.value
 
-def _drifted_columns(measures):
+def _drifted_columns(measures:dict[tuple[str, str], Measure])->tuple[list[str], list[str]]:
     "What drifted: the columns that matter most to the model first; then the tests of all columns together"
     found = [subject for (name, subject), each in measures.items() if name == "drifted" and each.value == 1.0]
     columns = [subject for subject in found if ("js_distance", subject) in measures]

@@ -22,10 +22,9 @@ from ..stats.measures import Measure, as_measure
 ABSOLUTE, RELATIVE, OF_INTERVAL = 0.02, 0.05, 0.5   # tolerances: of the value, of its size, of its interval's width
 
 def tolerance(
-    committed:Measure|dict, # A committed measure with a value
+    committed:Measure, # A committed measure with a value
 )->float: # How far another machine's value may be from it
     "The tolerance of one measure"
-    committed = as_measure(committed)
     has_interval = None not in (committed.low, committed.high)
     width = committed.high - committed.low if has_interval else 0.0
     return max(ABSOLUTE, RELATIVE * abs(committed.value), OF_INTERVAL * width)
@@ -33,7 +32,7 @@ def tolerance(
 # %% ../../nbs/verdict/02_reproduce.ipynb #75de34b3
 SEARCHED = ("segment_loss_gap", "error_alarm")   # measures that a search finds, or an alarm
 
-def _flat(records, exact):
+def _flat(records:list[dict], exact:bool)->dict[tuple[str, str, str, str], dict]:
     "(model, window, name, subject): the measure as JSON; what a search found only for an exact comparison"
     measures = {}
     for each in records:
@@ -43,12 +42,12 @@ def _flat(records, exact):
     return measures
 
 # %% ../../nbs/verdict/02_reproduce.ipynb #54d97e08
-def _differs(committed, current, exact):
-    "Are two measures that are not equal also too far apart?"
+def _differs(committed:dict, current:dict, exact:bool)->bool:
+    "Are two measures, as JSON, that are not equal also too far apart?"
     if exact: return True
     values = committed["value"], current["value"]
     if None in values: return values != (None, None)
-    return abs(values[0] - values[1]) > tolerance(committed)
+    return abs(values[0] - values[1]) > tolerance(as_measure(committed))
 
 # %% ../../nbs/verdict/02_reproduce.ipynb #cf09c9ca
 def _other_rows(file, committed, current):
