@@ -14,6 +14,7 @@ PACKAGE = ROOT/"mlgov_nb"
 
 # Each line stands on those above it and may import from them; folders on one line do not know one another.
 FLOORS = """
+task
 settings files kernels
 data
 stats

@@ -22,7 +22,7 @@ from ..model.artifact import Artifact, add_document, load
 from ..model.contributions import explain, importance_shares, sample_rows
 from ..model.encoding import codes
 from ..model.outliers import fit_outliers, to_arrays
-from .scope import GAP, measure_value, pipeline_card, policy_limits, scope, write_plot
+from .scope import measure_value, pipeline_card, policy_limits, scope, write_plot
 from ..settings import Params
 from ..stats.measures import Measure, number, record, words
 from ..stats.quality import quality
@@ -139,7 +139,7 @@ def _candidate_plot(out, records, by, card):
     attribute = (card.parity or list(card.protected) or [None])[0]
     rows = []
     for found in records:
-        gap = measure_value(found["measures"], GAP[card.task], attribute)
+        gap = measure_value(found["measures"], card.task.gap, attribute)
         rows.append(dict(candidate=found["model"]["name"], quality=measure_value(found["measures"], by), gap=gap))
     write_plot(out, "candidates", rows)
 
