@@ -14,6 +14,7 @@ PACKAGE = ROOT/"mlgov_nb"
 
 # Each line stands on those above it and may import from them; folders on one line do not know one another.
 FLOORS = """
+task
 settings files kernels
 data
 stats
@@ -185,3 +186,50 @@ def test_the_command_line_loads_no_numerical_library_before_the_kernels_are_fixe
     program = "import sys, mlgov_nb.cli.main; print({'numpy', 'torch', 'scipy', 'sklearn'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def task_names():
+    from mlgov_nb.task import TASKS
+    return set(TASKS)
+
+
+def compared_tasks(tree):
+    "Lines that compare something with the name of a task"
+    names = task_names()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Compare | ast.MatchValue): continue
+        if any(isinstance(part, ast.Constant) and part.value in names for part in ast.walk(node)): yield node.lineno
+
+
+def task_tables(tree):
+    "The keys of every table that has an entry for some task"
+    names = task_names()
+    for node in ast.walk(tree):
+        keys = set()
+        if isinstance(node, ast.Dict): keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+            keys = {keyword.arg for keyword in node.keywords}
+        if keys & names: yield node.lineno, keys
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_asks_which_task_it_is(name):
+    "What differs from task to task, the task answers (`task.py`), or a table of the module that has an entry for each"
+    tree = module_tree(name)
+    assert not list(compared_tasks(tree)), f"{name}: ask the task instead of comparing its name"
+    for line, keys in task_tables(tree):
+        assert keys == task_names(), f"{name}, line {line}: the table has entries for {keys}, not for every task"
+
+
+@pytest.mark.parametrize("audit", ["drift", "fairness", "explanation", "performance"])
+def test_no_audit_asks_which_task_it_is(audit):
+    (notebook,) = (ROOT/"nbs/audits").glob(f"[0-9]*_{audit}.ipynb")
+    cells = json.loads(notebook.read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert not list(compared_tasks(ast.parse(code)))
+
+
+def test_a_comparison_with_a_task_is_found():
+    assert list(compared_tasks(ast.parse("x = 1 if card.task == 'binary' else 2"))) == [1]
+    assert list(compared_tasks(ast.parse("x = task in ('binary', 'other')"))) == [1]
+    assert list(task_tables(ast.parse("T = dict(binary=1)"))) == [(1, {"binary"})]

@@ -58,7 +58,7 @@ def find_log(given):
 # %% ../../nbs/cli/05_service.ipynb #e20512ef
 def _print_scored(out, counts, scorer, place):
     "What became of a file's rows"
-    decided = f", {counts['positive']:,} decided 1" if scorer.binary else ""
+    decided = f", {counts['positive']:,} decided 1" if scorer.decides else ""
     outliers = f", {counts['outliers']:,} outliers" if scorer.release.outliers else ""
     print_line(f"{out}: {counts['scored']:,} of {counts['rows']:,} rows scored{decided}{outliers}; logged in {place}")
     if counts["strange"]:

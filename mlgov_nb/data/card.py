@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from pydantic import Field, field_validator, model_validator
 
 from ..settings import ConfigError, Strict, parse_model, read_yaml
+from ..task import Task
 
 # %% ../../nbs/data/00_card.ipynb #c0287b31
 class Target(Strict):
@@ -136,7 +137,7 @@ class Card(Strict):
     "A dataset card: what a raw file is and how it may be used"
     name: str = ""                    # the card file's stem, filled in by `load_card`
     path: str                         # the raw file, relative to the card
-    task: Literal["binary", "regression"]
+    task: Task
     title: str
     about: str = ""
     source: str

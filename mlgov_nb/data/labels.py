@@ -48,23 +48,22 @@ def _refuse_first(bad, values, ids, what, expected, where):
 EMPTY = ["", "na", "nan", "n/a", "null", "none", "<na>"]   # text that is a missing label, as in a CSV file
 
 # %% ../../nbs/data/05_labels.ipynb #2dee22db
-def _label_numbers(values, binary):
+def _label_numbers(values, spellings):
     "Labels as float64, NaN where they are missing or no number; and which ones are missing"
     if holds_numbers(values):
         numbers = values.to_numpy(float, na_value=np.nan)
         return numbers, np.isnan(numbers)
     text = values.astype("str").str.strip().str.lower()
     missing = (values.isna() | text.isin(EMPTY)).to_numpy()
-    if binary: text = text.replace({"true": "1", "false": "0"})
+    if spellings: text = text.replace(spellings)
     return pd.to_numeric(text.mask(missing), errors="coerce").to_numpy(float), missing
 
 # %% ../../nbs/data/05_labels.ipynb #c051245d
 def _checked_labels(values, ids, card, where):
     "Labels as float64; missing is NaN, anything but a number is refused"
-    binary = card.task == "binary"
-    numbers, missing = _label_numbers(values, binary)
-    valid = np.isin(numbers, (0, 1)) if binary else np.isfinite(numbers)
-    _refuse_first(~missing & ~valid, values, ids, "label", "0 or 1" if binary else "a number", where)
+    numbers, missing = _label_numbers(values, card.task.spellings)
+    wrong = ~missing & ~card.task.valid_labels(numbers)
+    _refuse_first(wrong, values, ids, "label", card.task.label_words, where)
     return pd.Series(numbers, index=values.index)
 
 # %% ../../nbs/data/05_labels.ipynb #6ea68525

@@ -38,10 +38,10 @@ def target_values(
     except duckdb.Error as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{where}: target.expr '{expression}' cannot be evaluated: {reason}") from None
-    if card.task != "binary": return values
-    unexpected = sorted(set(values.dropna().unique()) - {0.0, 1.0})[:3]
+    if not card.task.labels: return values
+    unexpected = sorted(set(values.dropna().unique()) - set(card.task.labels))[:3]
     if not unexpected: return values
-    raise DataError(f"{where}: target.expr '{expression}' must be true or false for a binary task, "
+    raise DataError(f"{where}: target.expr '{expression}' must be {card.task.target_words} for a {card.task} task, "
                     f"it gave {unexpected}")
 
 # %% ../../nbs/data/03_prepare.ipynb #e9f3b589

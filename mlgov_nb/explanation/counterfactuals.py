@@ -242,7 +242,7 @@ def counterfactuals(
     show:int=3, # At most so many answers
 )->list[dict]: # changes (feature: from, to), score, distance; [] when none was found
     "The nearest changes of actionable features that change the model's decision; `MlgovError` for a regression"
-    if art.task != "binary":
+    if not art.task.decides:
         raise MlgovError(f"{art.name} predicts a value and takes no decision that could be changed")
     decision = int(art.decide(art.score_codes(z[None]))[0])
     search = _Search(art, z, 1 - decision, _options(art, card, z))

@@ -84,16 +84,16 @@ def explain_row(
     art = load(model)
     card = card_of(art)
     ex = explain(art, find_row(card, file, row))
-    is_binary = art.task == "binary"
+    decides = art.task.decides
     return dict(
         model=dict(name=art.name, version=art.version),
         row=str(row),
         score=float(ex.score[0]),
-        decision=int(art.decide(ex.score)[0]) if is_binary else None,
-        threshold=art.threshold if is_binary else None,
+        decision=int(art.decide(ex.score)[0]) if decides else None,
+        threshold=art.threshold if decides else None,
         base=ex.base,
         base_score=ex.score_base,
         raw=float(ex.raw[0]),
         contributions=contributions(ex, art.encoder, 0).to_dict("records"),
         reasons=reasons(art, card, ex, 0),
-        counterfactuals=counterfactuals(art, card, ex.codes[0]) if is_binary else [])
+        counterfactuals=counterfactuals(art, card, ex.codes[0]) if decides else [])

@@ -141,7 +141,7 @@ def three_rows(
     ex:Explanation, # Of some rows
 )->dict[str, int]: # 'highest', 'middle' and 'lowest', with the position of the row
     "The rows with the highest, a middle and the lowest raw score"
-    centre = 0.0 if ex.task == "binary" else np.median(ex.raw)
+    centre = 0.0 if ex.task.decides else np.median(ex.raw)
     middle = int(np.argmin(np.abs(ex.raw - centre)))
     return {"highest": int(ex.raw.argmax()), "middle": middle, "lowest": int(ex.raw.argmin())}
 
@@ -175,7 +175,7 @@ def _change_text(answer):
 # %% ../../nbs/explanation/03_summary.ipynb #fef2af7f
 def _other_decision(art, card, z):
     "What would change the decision"
-    if art.task != "binary": return "there is no decision to change"
+    if not art.task.decides: return "there is no decision to change"
     return " or ".join(map(_change_text, counterfactuals(art, card, z))) or "none found"
 
 # %% ../../nbs/explanation/03_summary.ipynb #35fe6d99

@@ -356,11 +356,10 @@ def refuse(self:_WindowFiles, table):
 def _labels(self:_WindowFiles, table):
     "Labels of records; NaN where there is none, or none that the task can have"
     labels = table["label"].to_numpy(zero_copy_only=False).astype(float)
-    binary = self.card.task == "binary"
-    possible = np.isin(labels, (0, 1)) if binary else np.isfinite(labels)
-    bad = ~np.isnan(labels) & ~possible
+    task = self.card.task
+    bad = ~np.isnan(labels) & ~task.valid_labels(labels)
     if bad.any():
-        self.reasons["label: not 0 or 1" if binary else "label: infinite"] += int(bad.sum())
+        self.reasons[f"label: {task.wrong_label_words}"] += int(bad.sum())
     _tally(self.label_sources, table["label_source"])
     return np.where(bad, np.nan, labels)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from scipy.special import expit
 
 from ..data.card import Card
 from ..data.read import read_rows, write_rows
@@ -26,6 +25,7 @@ from .encoding import Encoder, codes
 from .inference import dense_args, evaluate, tree_args
 from .shapley import dense_shap, tree_shap, tree_tables
 from ..settings import MlgovError
+from ..task import Task, task_of
 
 # %% ../../nbs/model/03_artifact.ipynb #177e1233
 class ArtifactError(MlgovError):
@@ -42,8 +42,15 @@ class Artifact:
     folder: Path|None = None           # where it was loaded from
 
     name = property(lambda self: self.meta["name"])
-    task = property(lambda self: self.meta["task"])
     threshold = property(lambda self: self.meta["threshold"])
+
+    @cached_property
+    def task(self)->Task: return task_of(self.meta["task"])
+
+    @cached_property
+    def _link(self):
+        "From raw scores to scores"
+        return self.task.link
 
     @cached_property
     def _args(self):
@@ -72,8 +79,7 @@ def score_codes(
     Z:np.ndarray, # Codes, rows x features
 )->np.ndarray: # One score per row
     "Scores of codes: the probability of the positive class, or the predicted value"
-    raw = self.raw(Z)
-    return expit(raw) if self.task == "binary" else raw
+    return self._link(self.raw(Z))
 
 # %% ../../nbs/model/03_artifact.ipynb #b797584f
 @patch
@@ -89,9 +95,9 @@ def score(
 def decide(
     self:Artifact,
     score:np.ndarray, # From `score` or `score_codes`
-)->np.ndarray: # 0 or 1 per row
+)->np.ndarray|None: # 0 or 1 per row; None of a task that decides nothing
     "Decisions of a binary model: 1 where the score reaches the threshold"
-    return (np.asarray(score) >= self.threshold).astype(int)
+    return self.task.decide(score, self.threshold)
 
 # %% ../../nbs/model/03_artifact.ipynb #4b75c77b
 @patch

@@ -13,11 +13,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from scipy.special import expit
 
 from .artifact import Artifact
 from .encoding import codes, shown
 from ..settings import MlgovError
+from ..task import TASKS, Task, task_of
 
 # %% ../../nbs/model/07_contributions.ipynb #ab5d10b6
 @dataclass(frozen=True)
@@ -28,22 +28,24 @@ class Explanation:
     raw: np.ndarray        # raw score of each row
     codes: np.ndarray      # what was explained
     features: list[str]
-    task: str = "binary"
+    task: Task = TASKS["binary"]
+
+    def __post_init__(self): object.__setattr__(self, "task", task_of(self.task))    # a name will do
 
     @property
     def score_base(self)->float:
         "The base value in units of the score"
-        return float(expit(self.base)) if self.task == "binary" else self.base
+        return float(self.task.link(self.base))
 
     @property
     def score(self)->np.ndarray:
         "The score of each row"
-        return expit(self.raw) if self.task == "binary" else self.raw
+        return self.task.link(self.raw)
 
     @cached_property
     def score_values(self)->np.ndarray:
         "Contributions in units of the score: probability for a binary model"
-        if self.task != "binary": return self.values
+        if self.task.linear: return self.values
         distance = self.raw - self.base
         flat = np.abs(distance) < 1e-9
         at_base = self.score_base * (1 - self.score_base)
@@ -57,7 +59,7 @@ def error(self:Explanation)->float:
     size = np.maximum(1.0, abs(self.base) + np.abs(self.values).sum(axis=1))
     raw_gap = (self.base + self.values.sum(axis=1) - self.raw) / size
     score_gap = self.score_base + self.score_values.sum(axis=1) - self.score
-    if self.task != "binary": score_gap = score_gap / size
+    if self.task.linear: score_gap = score_gap / size
     gaps = [raw_gap, score_gap]
     return float(np.max(np.abs(gaps), initial=0.0)) if np.isfinite(gaps).all() else np.inf
 

@@ -46,7 +46,7 @@ def _kinds(reference, others, card):
     if not card: return kinds
     names = [set(read_profile(file) if _is_profile(file) else schema_of(Path(file))) for file in (reference, *others)]
     in_all = set.intersection(*names)
-    more = {card.target.name: "categorical" if card.task == "binary" else "numeric", "score": "numeric"}
+    more = {card.target.name: card.task.label_kind, "score": "numeric"}
     return kinds | {name: kind for name, kind in more.items() if name in in_all}
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #f76889e0

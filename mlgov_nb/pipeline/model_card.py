@@ -13,7 +13,7 @@ from ..audit.page import refresh_index, render
 from ..data.card import Card
 from ..files import write_json
 from .audits import audit_params, run_audit
-from .scope import GAP, pipeline_card, scope, write_plot
+from .scope import pipeline_card, scope, write_plot
 from ..settings import Params
 from ..stats.measures import Measure, measure_value, measures_of
 from ..verdict.judge import read_verdicts
@@ -51,7 +51,7 @@ def trend(
     attribute = (card.parity or list(card.protected) or [None])[0]
     rows = []
     for window, measures in found["performance"].items():
-        gap = measure_value(found["fairness"].get(window, []), GAP[card.task], attribute)
+        gap = measure_value(found["fairness"].get(window, []), card.task.gap, attribute)
         share = measure_value(found["drift"].get(window, []), "drift_share", "features")
         quality = measure_value(measures, params.select[card.task])
         rows.append(dict(window=window, quality=quality, gap=gap, drift_share=share))

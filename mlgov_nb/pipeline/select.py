@@ -22,7 +22,7 @@ from ..model.artifact import Artifact, add_document, load
 from ..model.contributions import explain, importance_shares, sample_rows
 from ..model.encoding import codes
 from ..model.outliers import fit_outliers, to_arrays
-from .scope import GAP, pipeline_card, policy_limits, scope, write_plot
+from .scope import pipeline_card, policy_limits, scope, write_plot
 from ..settings import Params
 from ..stats.measures import Measure, measure_value, measures_of, number, record, words
 from ..stats.quality import quality
@@ -140,7 +140,7 @@ def _candidate_plot(out, records, by, card):
     rows = []
     for found in records:
         measures = measures_of(found)
-        gap = measure_value(measures, GAP[card.task], attribute)
+        gap = measure_value(measures, card.task.gap, attribute)
         rows.append(dict(candidate=found["model"]["name"], quality=measure_value(measures, by), gap=gap))
     write_plot(out, "candidates", rows)
 

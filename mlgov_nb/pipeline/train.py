@@ -31,7 +31,7 @@ from ..settings import ConfigError, Params
 # %% ../../nbs/pipeline/02_train.ipynb #42542d19
 LIBRARIES = ["numpy", "pandas", "scikit-learn", "torch", "numba"]
 # What makes a model: the code that the stage `train` of dvc.yaml depends on
-SOURCES = ["settings.py", "files.py", "kernels.py", "data", "model", "profile",
+SOURCES = ["settings.py", "files.py", "kernels.py", "task.py", "data", "model", "profile",
            "pipeline/scope.py", "pipeline/train.py"]
 
 # %% ../../nbs/pipeline/02_train.ipynb #fbdd8451
@@ -86,7 +86,7 @@ def _mitigable(recipe, card, name):
     if recipe.mitigation is None: return recipe
     method, reason = recipe.mitigation.method, None
     if not card.parity: reason = "the card asks for parity of no attribute, so there is nothing to mitigate"
-    elif card.task != "binary" and method != "parity_penalty": reason = f"{method} is for binary decisions"
+    elif method not in card.task.mitigations: reason = f"{method} is for binary decisions"
     if reason is None: return recipe
     print(f"{name}: {reason}: trained without")
     return recipe.model_copy(update={"mitigation": None})
@@ -116,7 +116,7 @@ def _fit(root, params, name, recipe, card, encoder, known):
 # %% ../../nbs/pipeline/02_train.ipynb #40f18ebe
 def _metadata(params, name, recipe, card, train):
     "What an artifact states about itself"
-    return dict(name=name, task=card.task, card=card.name, target=card.target.model_dump(),
+    return dict(name=name, task=str(card.task), card=card.name, target=card.target.model_dump(),
                 threshold=params.decision.threshold, seed=params.seed, recipe=recipe.model_dump(),
                 features=describe_features(train, card), trained_on=asdict(describe(train, card, "train")))
 

@@ -244,7 +244,7 @@ def _score_chunk(scorer, batch):
     error = _first_message([*chunk.faults, *chunk.refusals], batch.num_rows)
     accepted = error.is_null().to_numpy(zero_copy_only=False)
     score = scorer.art.score_codes(chunk.codes)
-    decision = scorer.art.decide(score) if scorer.binary else None
+    decision = scorer.art.decide(score)
     outlier = None if outliers is None else outliers.score(chunk.codes) > outliers.cut
     answer = dict(score=_of_accepted(score, pa.float64(), accepted),
                   decision=_of_accepted(decision, pa.int64(), accepted),
@@ -295,7 +295,7 @@ def _with_ids(scorer, batch, scored, started):
     ids = pa.array(ids, pa.string(), mask=None if accepted.all() else ~accepted)
     answer = {"prediction_id": ids, **scored.answer}
     records = _records(scorer, scored, ids, time_us, started)
-    if not scorer.binary:
+    if not scorer.decides:
         del answer["decision"]
     id_column = scorer.release.card.id
     if id_column in batch.schema.names and id_column not in ANSWER:

@@ -27,6 +27,7 @@ from .openapi import Accepted, Label, Labels, openapi
 from .request import BadRequest, read_native
 from .scoring import Answer, Explanations, explanations, predictions
 from .v2 import read_v2, v2_model, v2_outputs, v2_server, write_v2
+from ..task import Task
 
 # %% ../../nbs/serve/13_handlers.ipynb #21ad3982
 @patch
@@ -157,7 +158,7 @@ def observation_time(
 def label_record(
     row:int, # Of the outcome in its request
     label:Label, # The outcome
-    binary:bool, # Is it an outcome of a decision?
+    task:Task, # Of the model
     now:str, # As the log writes it
 )->dict: # The record
     "One outcome as a record of the log"
@@ -166,8 +167,9 @@ def label_record(
         raise BadRequest(422, f"labels[{row}].prediction_id is {name[:60]!r}; "
                               "expected the id of a prediction, as /v1/predict gives it",
                          field="prediction_id", row=row)
-    if binary and label.label not in (0, 1):
-        raise BadRequest(422, f"labels[{row}].label is {label.label:g}; expected 0 or 1", field="label", row=row)
+    if task.labels and label.label not in task.labels:
+        wrong = f"labels[{row}].label is {label.label:g}; expected {task.label_words}"
+        raise BadRequest(422, wrong, field="label", row=row)
     observed = now if label.observed_at is None else observation_time(label.observed_at, now, row)
     return dict(prediction_id=name, label=label.label, observed_at=observed, ts=now)
 
@@ -183,7 +185,7 @@ async def post_labels(self:App,
     now = iso(self.worker.clock.now())
     def records():
         labels = read_labels(body, scorer.schema.max_rows)
-        found = [label_record(row, label, scorer.binary, now) for row, label in enumerate(labels)]
+        found = [label_record(row, label, scorer.art.task, now) for row, label in enumerate(labels)]
         return msgspec.json.Encoder().encode_lines(found), len(labels)
     lines, count = await self.process(request, body, records)
     self.worker.labels.append(lines)
@@ -261,7 +263,7 @@ async def answer_batch(self:App,
     "Score a file and send the answer as it is made"
     loop, counters = asyncio.get_running_loop(), self.worker.counters
     def count(chunk):
-        positive = chunk["positive"] if scorer.binary else None
+        positive = chunk["positive"] if scorer.decides else None
         loop.call_soon_threadsafe(counters.count_rows, scorer, chunk["scored"], positive, chunk["outliers"],
                                   chunk["strange"])
     def open_stream(): return stream(scorer, self.worker.log, file, form, count, request.started)
@@ -406,7 +408,7 @@ def model_facts(self:App,
     since = datetime.fromtimestamp(self.worker.since, UTC).isoformat(timespec="seconds")
     art = scorer.art
     return dict(model=dict(name=art.name, version=art.version), arm=scorer.arm, since=since, package=__version__,
-                task=art.task, threshold=art.threshold if scorer.binary else None, target=art.meta["target"])
+                task=str(art.task), threshold=art.threshold if scorer.decides else None, target=art.meta["target"])
 
 # %% ../../nbs/serve/13_handlers.ipynb #667d1d93
 @patch

@@ -150,7 +150,7 @@ class Scorer:
         self.names = Ids()
         self.encoder = msgspec.json.Encoder()
         self.record = _record_type(self.schema.columns)
-        self.binary = self.art.task == "binary"
+        self.decides = self.art.task.decides
         self._prepare_features(release.schema.features)
         self.smoke()
 
@@ -250,7 +250,7 @@ def _score_one(scorer, request, started):
     time_us = scorer.clock.now()
     score = float(scores[0])
     if score - score != 0: raise _too_far(0, 1)     # infinite or NaN
-    decision = int(score >= scorer.art.threshold) if scorer.binary else None
+    decision = int(score >= scorer.art.threshold) if scorer.decides else None
     prediction_id = scorer.names.one(time_us)
     row[-1] = hashed_subject(scorer, row[-1])
     art = scorer.art
@@ -312,7 +312,7 @@ def _score_many(scorer, request, started):
     time_us = scorer.clock.now()
     finite = np.isfinite(score)
     if not finite.all(): raise _too_far(int(np.argmin(finite)), request.n)
-    decision = scorer.art.decide(score) if scorer.binary else None
+    decision = scorer.art.decide(score)
     ids = scorer.names.many(time_us, request.n)
     lines = _record_lines(scorer, request, ids, time_us, score, decision, started)
     outlier = _outlier_flags(scorer, codes)
@@ -375,7 +375,7 @@ def explanations(
 )->list[Explained]: # One per row
     "The native answer with contributions, reasons and, on request, counterfactuals; `BadRequest` 422 when it has none"
     art = scorer.art
-    if turn and not scorer.binary:
+    if turn and not scorer.decides:
         message = f"{art.name} predicts a value and takes no decision, so there is none to change"
         raise BadRequest(422, message, field="counterfactuals")
     explanation = _additive_explanation(art, scored.codes)

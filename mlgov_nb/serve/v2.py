@@ -18,6 +18,7 @@ import numpy as np
 from .columns import checked_columns, column_roles
 from .request import MALFORMED, MAX_TEXT, BadRequest, RequestRows, Schema
 from .request import kind_in_words, name_list
+from ..task import task_of
 
 # %% ../../nbs/serve/04_v2.ipynb #38a11b85
 _STRUCT_CODES = dict(FP64="d", FP32="f", FP16="e", INT64="q", INT32="i", INT16="h", INT8="b",
@@ -308,8 +309,7 @@ def v2_outputs(
     outliers:bool=True, # Does it look for outliers?
 )->list[str]: # Names of its outputs
     "What a model can answer in the V2 protocol"
-    decision = [] if task == "regression" else ["decision"]
-    return ["score", *decision, "prediction_id", *["outlier"] * outliers]
+    return [*task_of(task).outputs, "prediction_id", *["outlier"] * outliers]
 
 # %% ../../nbs/serve/04_v2.ipynb #8c343b95
 def _flag(parameters, name, default):
