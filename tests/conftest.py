@@ -31,6 +31,7 @@ SMALL = [
 ]
 
 NEEDS_A_RUN = {"made", "clone", "spare", "service"}     # fixtures that run the pipeline first
+SHARE_A_FIXTURE = {"test_batch", "test_own_data", "test_service_live"}   # files whose fixture is costly: made once
 MAKE_VARIABLES = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
 
 
@@ -96,6 +97,14 @@ class Project:
     def scope(self, card="gss_wages"): return self.root/"reports"/card
 
 
+def copy_compiled(to):
+    "Copy what numba has compiled here, so that a clone need not do it again"
+    for file in (ROOT/"mlgov_nb").rglob("*.nb[ic]"):
+        place = to/file.relative_to(ROOT)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copy2(file, place)
+
+
 def copy_project(to):
     "Copy the files that git tracks, or would, to another folder and make a repository of it"
     command = ["git", "ls-files", "-co", "--exclude-standard"]
@@ -104,6 +113,7 @@ def copy_project(to):
         if (ROOT/name).is_file():
             (to/name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT/name, to/name)
+    copy_compiled(to)
     project = Project(to)
     project.run("git init -q")
     return project
@@ -115,13 +125,23 @@ def reduce(project):
     project.edit("policy.yaml", r"subject: parity, min: 0\.8\}", "subject: parity, min: 0.7}")
 
 
+def is_slow(item):
+    "Is it marked as slow? Each such mark says why"
+    mark = item.get_closest_marker("slow")
+    if mark and not mark.args: raise pytest.UsageError(f"{item.nodeid}: a mark `slow` says why, in words")
+    return mark is not None
+
+
 @pytest.hookimpl(tryfirst=True)     # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    "Two processes share the tests: those of the one clone stay together, and so do those of a file"
+    """Two processes share the tests, the slow ones first.
+
+    Tests of the one clone stay together, and so do those of a file whose fixture is costly."""
     for item in items:
-        group = "clone" if "clone" in item.fixturenames else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-        if NEEDS_A_RUN & set(item.fixturenames): item.add_marker(pytest.mark.slow)
+        if NEEDS_A_RUN & set(item.fixturenames): item.add_marker(pytest.mark.slow("a run of the pipeline"))
+        if "clone" in item.fixturenames: item.add_marker(pytest.mark.xdist_group("clone"))
+        elif item.path.stem in SHARE_A_FIXTURE: item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: (not is_slow(item), "clone" not in item.fixturenames, item.path.stem != "test_own_data"))
 
 
 @pytest.fixture(scope="session")
@@ -287,7 +307,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def wait_ready(url, process, seconds=60):
+def wait_ready(url, process, seconds=180):
     "Wait until a server answers; fail with its output when it ends first"
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -87,6 +87,7 @@ def row_count_of(log): return sum(pq.read_table(segment.file).num_rows for segme
 def comparable(column): return column.fillna(-1).astype(object).tolist()
 
 
+@pytest.mark.slow("100,000 rows, several times")
 @pytest.mark.parametrize("given", ["rows.parquet", "rows.csv", "rows.csv.gz"])
 @pytest.mark.parametrize("out", ["answer.csv", "answer.parquet"])
 def test_a_file_has_the_scores_of_the_audits_and_is_in_the_log(tmp_path, scorer, rows, bad, given, out):
@@ -190,6 +191,7 @@ BROKEN = dict(
 )
 
 
+@pytest.mark.slow("100,000 rows, several times")
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_file_that_is_broken_in_the_middle(tmp_path, scorer, rows, monkeypatch, kind):
     "There is no answer, and the log holds whole chunks of what came before"
@@ -267,6 +269,7 @@ def census(tmp_path_factory):
     return model_of(tmp_path_factory.mktemp("census"), "acs_employment", "acs_employment.parquet", 40)
 
 
+@pytest.mark.slow("100,000 rows, several times")
 def test_numbers_as_categories_are_known_however_they_are_written(tmp_path, census):
     model, frame = census
     scorer, card = open_scorer(model, {}), load(model).encoder
@@ -328,6 +331,7 @@ print(summary["rows"], peak() - before)
 """
 
 
+@pytest.mark.slow("a million rows")
 @pytest.mark.parametrize("given,out", [("parquet", "csv"), ("csv", "parquet")])
 def test_memory_depends_on_the_chunk_and_not_on_the_file(tmp_path, census, given, out):
     model, frame = census

@@ -11,6 +11,7 @@ from conftest import ROOT
 from mlgov_nb.model.artifact import load
 from mlgov_nb.pipeline.package import bento, bento_env
 
+pytestmark = pytest.mark.slow("builds a Bento")
 NEEDED = ("bentofile.yaml", "params.yaml", "README.md", "requirements-serve.lock")
 
 

@@ -444,6 +444,7 @@ def run_python(source, *arguments, env, cwd=None):
     return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
 
 
+@pytest.mark.slow("installs the locked packages and starts a service")
 def test_the_image_s_files_serve_with_the_locked_packages_only(tmp_path):
     "The Dockerfile's warm-up and the entrypoint, in processes that see only what requirements-serve.lock installs"
     example, env = sample_release(tmp_path/"served"), plain_env(tmp_path)

@@ -52,6 +52,7 @@ def run_json(project, command, code=0):
     return json.loads(project.run(command, code).stdout)
 
 
+@pytest.mark.slow("a dozen processes")
 def test_profiles_from_files_merge_and_are_compared(here, years):
     names = write_parts(here.root, years)
     here.run(f"mlgov profile {names[0]} -o ref.json")
@@ -134,6 +135,7 @@ def cluster(tmp_path):
         started.stop()
 
 
+@pytest.mark.slow("starts Dask")
 def test_dask_gives_the_byte_identical_profile(here, cluster, years):
     names = write_parts(here.root, years)
     here.run(f"mlgov profile {' '.join(names)} -o one.json")
@@ -141,6 +143,7 @@ def test_dask_gives_the_byte_identical_profile(here, cluster, years):
     assert (here.root/"one.json").read_bytes() == (here.root/"many.json").read_bytes()
 
 
+@pytest.mark.slow("starts Dask")
 def test_a_killed_worker_costs_nothing_but_time(here, cluster, years):
     rows = pd.concat(years.values(), ignore_index=True).drop(columns="year")
     rows = pd.concat([rows] * 4, ignore_index=True)
@@ -176,6 +179,7 @@ def wait_until_busy(cluster):
     pytest.fail("the workers never got work")
 
 
+@pytest.mark.slow("starts Dask")
 def test_no_scheduler_is_said_so(here):
     shutil.copy(SAMPLE/"reference.parquet", here.root)
     command = f"mlgov profile --dask tcp://127.0.0.1:{free_port()} reference.parquet -o x.json"
@@ -246,6 +250,7 @@ def test_a_column_that_breaks_is_drift(files, b, word):
     assert answer["verdict"] == "warn" and word in answer["line"]
 
 
+@pytest.mark.slow("a whole drift audit")
 def test_a_broken_link_between_columns_is_a_warning(here):
     "Nothing but the combination has changed: the columns alone see nothing, the full audit warns"
     random = np.random.default_rng(0)
@@ -259,6 +264,7 @@ def test_a_broken_link_between_columns_is_a_warning(here):
     assert full["verdict"] == "warn" and re.search(told_apart, full["line"])
 
 
+@pytest.mark.slow("a whole drift audit")
 @pytest.mark.parametrize("a, b, options, texts", [
     ("row.csv", "a.csv", "--full", ["fewer than 30 rows"]),
     ("ids.parquet", "ids.parquet", "--full", ["identifier or free text"]),
@@ -273,6 +279,7 @@ def test_the_full_audit_of_odd_files_cannot_tell(files, a, b, options, texts):
     assert answer["verdict"] == "unknown" and all(text in answer["line"] for text in texts), answer["line"]
 
 
+@pytest.mark.slow("a whole drift audit")
 def test_dates_text_scores_and_short_histories(files):
     "A date is no drift; a text column may be called score; a history of one window is refused"
     for i, name in enumerate(("old.csv", "new.csv")):
@@ -287,6 +294,7 @@ def test_dates_text_scores_and_short_histories(files):
     files.refuses("mlgov drift old.csv new.csv --history old.csv", "give at least 3")
 
 
+@pytest.mark.slow("a dozen processes")
 def test_profiles_that_do_not_fit_are_refused(files):
     profile_three = (
         "mlgov profile a.csv -o a.json",
@@ -320,6 +328,7 @@ def test_a_full_disk_leaves_nothing_half_written(files):
 
 # Against the reference libraries, on real rows
 
+@pytest.mark.slow("loads Evidently and asks it for every statistic")
 def test_statistics_equal_evidently_and_scipy_on_real_rows(years):
     """On the survey's codes: categorical Jensen-Shannon distance, PSI and chi-square to 1e-9.
 
@@ -373,6 +382,7 @@ def test_statistics_equal_evidently_and_scipy_on_real_rows(years):
 
 # What matters to the model
 
+@pytest.mark.slow("a whole drift audit")
 def test_a_column_that_the_model_ignores_raises_no_more_than_a_warning(tmp_path):
     "The same change fails where the model looks, by the policy of params.yaml, and warns where it does not"
     params, card = load_params(ROOT/"params.yaml"), load_card(ROOT/"data/raw/gss_wages.yaml")

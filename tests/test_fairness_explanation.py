@@ -57,6 +57,7 @@ def constant(tmp_path_factory):
     return save(home/"model", fitted, encoder, meta, rows, dict(card=card.model_dump()))
 
 
+@pytest.mark.slow("runs an audit notebook")
 def test_a_constant_model_is_audited(tmp_path, constant):
     fair = audit(tmp_path, "fairness", model=constant)["late"]
     assert fair["selection_rate_ratio", "gender"]["value"] == 1.0
@@ -69,6 +70,7 @@ def test_a_constant_model_is_audited(tmp_path, constant):
     assert why["additivity_error", "all rows"]["value"] < 1e-9
 
 
+@pytest.mark.slow("runs an audit notebook")
 def test_an_attribute_with_one_value_cannot_be_compared(tmp_path):
     measures = audit(tmp_path, "fairness", lambda rows: rows.assign(gender="Female"))["late"]
     for name in ("selection_rate_ratio", "equalized_odds_difference", "auc_difference", "disparate_impact"):
@@ -77,6 +79,7 @@ def test_an_attribute_with_one_value_cannot_be_compared(tmp_path):
     assert "there is only gender=Female" in measures["selection_rate_ratio_all", "gender"]["note"]
 
 
+@pytest.mark.slow("runs an audit notebook")
 def test_a_group_may_have_any_name(tmp_path):
     def rename(rows): return rows.assign(gender=rows.gender.replace({"Female": "a@b & c=d"}))
     measures = audit(tmp_path, "fairness", rename)["late"]
@@ -84,6 +87,7 @@ def test_a_group_may_have_any_name(tmp_path):
     assert measures["selection_rate_ratio_all", "gender"]["value"] < 1
 
 
+@pytest.mark.slow("runs an audit notebook")
 def test_twenty_rows_are_too_few_to_explain(tmp_path):
     measures = audit(tmp_path, "explanation", lambda rows: rows.head(20))["late"]
     assert measures["additivity_error", "all rows"]["value"] < 1e-9
@@ -91,6 +95,7 @@ def test_twenty_rows_are_too_few_to_explain(tmp_path):
     assert all(measure["value"] is None for measure in others)
 
 
+@pytest.mark.slow("runs an audit notebook")
 def test_a_missing_attribute_is_a_group_of_its_own(tmp_path):
     def lose_every_third(rows):
         kept = np.arange(len(rows)) % 3 > 0
@@ -103,6 +108,7 @@ def test_a_missing_attribute_is_a_group_of_its_own(tmp_path):
     assert sum(measures["label_coverage", f"gender={group}"]["n"] for group in groups) == 400
 
 
+@pytest.mark.slow("runs an audit notebook")
 def test_without_labels_the_measures_that_need_none_are_there(tmp_path):
     measures = audit(tmp_path, "fairness", lambda rows: rows.assign(high_income=np.nan))["late"]
     assert measures["selection_rate_ratio_all", "gender"]["value"] is not None
@@ -111,6 +117,7 @@ def test_without_labels_the_measures_that_need_none_are_there(tmp_path):
     assert measures["label_coverage", "gender=Male"]["value"] == 0
 
 
+@pytest.mark.slow("explains rows in processes of their own")
 def test_numbers_as_text_are_numbers_and_other_text_is_refused(project):
     rows = pd.read_parquet(ROOT/"data/sample/2014-18.parquet").head(5)
     rows = rows.assign(age=rows.age.map(lambda age: f"{age:g}"), educcat=["never seen", *rows.educcat[1:]])
@@ -126,6 +133,7 @@ def test_numbers_as_text_are_numbers_and_other_text_is_refused(project):
     project.refuses(explain, "is refused: age: not a number")
 
 
+@pytest.mark.slow("explains rows in processes of their own")
 def test_explain_in_the_terminal(project):
     sample, window = "data/sample/model", "data/sample/2014-18.parquet"
     row = pd.read_parquet(ROOT/window).id[5]

@@ -45,7 +45,7 @@ OTHER_MACHINE = {"OPENBLAS_CORETYPE": "Nehalem", "ATEN_CPU_CAPABILITY": "default
 EXPECTED = {"network": "a6363f400160", "mitigated network": "d9318aa0e001", "kernel test": "f6576e487e1b",
             "linear": "85c034a9124b", "boosting": "72d2808ef2f9"}
 
-pytestmark = [pytest.mark.slow,      # four processes, each of which loads torch
+pytestmark = [pytest.mark.slow("four processes, each of which loads torch"),
               pytest.mark.skipif(not {"avx2", "fma"} <= processor_features(),
                                  reason="a processor without AVX2 or FMA runs its own kernels")]
 

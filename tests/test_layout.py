@@ -130,6 +130,7 @@ def test_imports_are_explicit(name):
             assert all(alias.name != "*" for alias in node.names), f"{name}: star import"
 
 
+@pytest.mark.slow("a process for each module")
 def test_every_module_imports_in_a_fresh_process():
     def run(name):
         command = [sys.executable, "-W", "error::SyntaxWarning", "-c", f"import mlgov_nb.{name}"]

@@ -156,6 +156,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow("kills writers, many times")
 def test_every_acknowledged_record_is_there_once_whenever_writers_are_killed(tmp_path):
     log, acks = tmp_path/"log", tmp_path/"acks"
     acks.mkdir()
@@ -298,6 +299,7 @@ def waiting_writer(log, count):
     return script(WRITER, log, count, 10**9, "wait", stdin=subprocess.PIPE)
 
 
+@pytest.mark.slow("kills writers, many times")
 def test_two_services_on_one_folder_beside_readers_and_adopters(tmp_path):
     "Files are sealed all the time while others list, adopt and read: nothing is lost, doubled, or in anybody's way"
     log = tmp_path/"log"

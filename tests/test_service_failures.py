@@ -15,6 +15,8 @@ from conftest import Service, plain_env, sample_release, wait_ready
 
 from mlgov_nb.log.segment import read_lines, segments
 
+pytestmark = pytest.mark.slow("starts, kills and restarts services")
+
 JSON = {"Content-Type": "application/json"}
 
 
@@ -44,9 +46,17 @@ def keep_asking(service, body, acknowledged, done):
 
 def living_workers(service):
     "The workers that live; waited for, as all may be on their way back"
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not (found := service.workers()) and time.monotonic() < end: time.sleep(.05)
+    assert found, "no worker came back within two minutes"
     return found
+
+
+def wait_for_more(acknowledged, count):
+    "Wait until so many more predictions are acknowledged"
+    wanted, end = len(acknowledged) + count, time.monotonic() + 120
+    while len(acknowledged) < wanted and time.monotonic() < end: time.sleep(.02)
+    assert len(acknowledged) >= wanted, "the service did not answer for two minutes"
 
 
 def kill_all(service):
@@ -76,8 +86,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(base):
     for i in range(4): pool.submit(keep_asking, service, bodies[i % 2], acknowledged, done)
     try:
         for turn in range(20):
-            before = len(acknowledged)
-            while len(acknowledged) < before + 50: time.sleep(.02)
+            wait_for_more(acknowledged, 50)
             time.sleep(rng.uniform(0, .3))
             if turn % 5 == 4:
                 kill_all(service)

@@ -22,6 +22,8 @@ from mlgov_nb.log.subject import subject_key
 from mlgov_nb.model.artifact import _manifest, add_document, load, verify
 from mlgov_nb.serve.tokens import new_token, revoke_token
 
+pytestmark = pytest.mark.slow("starts services")
+
 SECRET = "a secret of the tests only"
 JSON = {"Content-Type": "application/json"}
 
