@@ -32,6 +32,7 @@ SMALL = [
 
 NEEDS_A_RUN = {"made", "clone", "spare", "service"}     # fixtures that run the pipeline first
 SHARE_A_FIXTURE = {"test_batch", "test_own_data", "test_service_live"}   # files whose fixture is costly: made once
+LONGEST = {"test_own_data", "test_user_readme"}       # they start first, beside the tests of the clone
 MAKE_VARIABLES = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
 
 
@@ -141,7 +142,7 @@ def pytest_collection_modifyitems(items):
         if NEEDS_A_RUN & set(item.fixturenames): item.add_marker(pytest.mark.slow("a run of the pipeline"))
         if "clone" in item.fixturenames: item.add_marker(pytest.mark.xdist_group("clone"))
         elif item.path.stem in SHARE_A_FIXTURE: item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: (not is_slow(item), "clone" not in item.fixturenames, item.path.stem != "test_own_data"))
+    items.sort(key=lambda item: (not is_slow(item), "clone" not in item.fixturenames, item.path.stem not in LONGEST))
 
 
 @pytest.fixture(scope="session")
