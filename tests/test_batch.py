@@ -228,6 +228,7 @@ batch.score_file(scorer, log, folder + "/rows.parquet", folder + "/answer.parque
 """
 
 
+@pytest.mark.slow("kills runs, many times")
 def test_a_killed_run_leaves_no_answer_and_a_whole_log(tmp_path, scorer, rows):
     given, out, log = tmp_path/"rows.parquet", tmp_path/"answer.parquet", tmp_path/"log"
     rows.to_parquet(given)

@@ -68,6 +68,7 @@ def test_profiles_from_files_merge_and_are_compared(here, years):
     assert any(m["name"] == "js_distance" and m["subject"] == "SCHL" for m in answer["measures"])
 
 
+@pytest.mark.slow("a dozen processes")
 def test_drift_of_the_survey_stays_quiet_and_finds_a_broken_column(here, years):
     "Survey years hardly differ; a code that is lost and a unit that is wrong are named, with the size and the p-value"
     old, new = pd.concat([years[2015], years[2016]]), years[2018]
