@@ -390,6 +390,11 @@ def packages_of(name, everywhere):
     return names - set(sys.stdlib_module_names) - {"mlgov_nb"}
 
 
+def folder_of(name):
+    "What is imported before a module: its folder's `__init__`"
+    return {f"{name.split('.')[0]}.__init__"} if "." in name else set()
+
+
 def test_modules_of_the_service_import_only_what_its_lock_has():
     """What they import at the top, with all that this imports; and in functions, for the modules of the log and the
     service themselves"""
@@ -400,7 +405,8 @@ def test_modules_of_the_service_import_only_what_its_lock_has():
     while waiting:
         name = waiting.pop()
         checked.add(name)
-        waiting |= imported_modules(name, None if name in own else top_of(name)) - checked
+        imported = imported_modules(name, None if name in own else top_of(name))
+        waiting |= (imported | folder_of(name)) - checked
         for package in packages_of(name, name in own):
             found = {canonicalize_name(d) for d in distributions.get(package, [])}
             advice = "add it to pyproject.toml's group `serve`, then `python tools/lock.py --serve`"

@@ -1,6 +1,7 @@
 """The layout: notebooks make the package, imports point down, stages depend on the code that makes their result."""
 import ast
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,7 @@ def module_name(notebook):
 NOTEBOOKS = notebook_files()
 MODULES = [module_name(nb) for nb in NOTEBOOKS]
 FOLDERS = sorted({name.split(".")[0] for name in MODULES})
+PAGES = {page.parent.name: page for page in sorted((ROOT/"nbs").glob("*/index.ipynb"))}     # folder: its landing page
 
 
 def module_file(name):
@@ -65,15 +67,34 @@ def imported_name(module, node):
     return None
 
 
+def listed_names(folder):
+    "What a folder's `__init__` says is public: module, names"
+    tree = ast.parse((PACKAGE/folder/"__init__.py").read_text())
+    (listed,) = [keyword.value for node in ast.walk(tree) if isinstance(node, ast.Call) for keyword in node.keywords
+                 if keyword.arg == "submod_attrs"]
+    return ast.literal_eval(listed)
+
+
+def homes(folder):
+    "Public name of a folder: the module that defines it"
+    return {name: f"{folder}.{module}" for module, names in listed_names(folder).items() for name in names}
+
+
+HOMES = {folder: homes(folder) for folder in PAGES}
+
+
 def imported_modules(name, tree=None):
-    "The project's modules that a module imports, anywhere in it"
+    "The project's modules that a module imports, anywhere in it, also by way of a folder's public names"
     found = set()
     for node in ast.walk(tree or module_tree(name)):
         if not isinstance(node, ast.ImportFrom): continue
         source = imported_name(name, node)
         if source is None: continue
         if source in MODULES: found.add(source)
-        else: found |= {f"{source}.{alias.name}".strip(".") for alias in node.names} & set(MODULES)
+        else:
+            public = HOMES.get(source, {})
+            named = {public.get(alias.name, f"{source}.{alias.name}".strip(".")) for alias in node.names}
+            found |= named & set(MODULES)
     return found
 
 
@@ -87,11 +108,19 @@ def needed_modules(names):
     return found
 
 
-def notebook_imports(notebook):
-    "The project's modules that an audit notebook imports"
+def notebook_text(notebook, kind):
+    "The text of a notebook's cells of one kind, `code` or `markdown`"
     cells = json.loads(notebook.read_text())["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    return imported_modules("audits", ast.parse(code))
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == kind)
+
+
+def notebook_tree(notebook):
+    return ast.parse(notebook_text(notebook, "code"))
+
+
+def notebook_imports(notebook):
+    "The project's modules that an audit notebook or a folder's page imports"
+    return imported_modules(notebook.stem, notebook_tree(notebook))
 
 
 def test_package_is_what_the_notebooks_export():
@@ -101,6 +130,9 @@ def test_package_is_what_the_notebooks_export():
     for notebook, name in zip(NOTEBOOKS, MODULES, strict=True):
         first = json.loads(notebook.read_text())["cells"][0]["source"]
         assert f"#| default_exp {name}" in "".join(first)
+    for folder, page in PAGES.items():
+        first = json.loads(page.read_text())["cells"][0]["source"]
+        assert f"#| default_exp {folder}.__init__" in "".join(first)
 
 
 def test_lines_of_notebooks_are_short():
@@ -128,6 +160,87 @@ def test_imports_are_explicit(name):
             assert not any(a.name.startswith("mlgov_nb") for a in node.names), f"{name}: import mlgov_nb.x; use from"
         if isinstance(node, ast.ImportFrom):
             assert all(alias.name != "*" for alias in node.names), f"{name}: star import"
+
+
+def test_every_folder_has_a_page():
+    "The command line has nothing to import"
+    folders = {name.split(".")[0] for name in MODULES if "." in name}
+    assert folders - {"cli"} == set(PAGES)
+
+
+@pytest.mark.parametrize("folder", PAGES)
+def test_a_page_lists_the_notebooks_of_its_folder_in_reading_order(folder):
+    links = [link for link in links_to_notebooks(PAGES[folder]) if "/" not in link]
+    assert links == [notebook.name for notebook in NOTEBOOKS if notebook.parent == PAGES[folder].parent]
+
+
+@pytest.mark.parametrize("folder", PAGES)
+def test_imports_of_a_page_point_down(folder):
+    for target in notebook_imports(PAGES[folder]):
+        below = target.split(".")[0]
+        assert below == folder or FLOOR[below] < FLOOR[folder], f"{folder}: its page imports {target}"
+
+
+@pytest.mark.parametrize("folder", PAGES)
+def test_a_public_name_has_one_home_and_is_no_module(folder):
+    "`from mlgov_nb.drift import x` would be the function or the module, by what was imported before"
+    names = [name for each in listed_names(folder).values() for name in each]
+    modules = {name.split(".")[1] for name in MODULES if name.startswith(f"{folder}.")}
+    assert len(names) == len(set(names))
+    assert not set(names) & modules, "import such a name from its module"
+    assert set(listed_names(folder)) <= modules
+
+
+def names_taken(module, tree):
+    "What a module or notebook takes from another folder: (folder, name), modules themselves left out"
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom): continue
+        source = imported_name(module, node)
+        folder = (source or "").split(".")[0]
+        if folder not in PAGES or folder == module.split(".")[0]: continue
+        names = {alias.name for alias in node.names if f"{source}.{alias.name}" not in MODULES}
+        yield from ((folder, name) for name in names if name != source.split(".")[-1])
+
+
+def test_what_another_folder_imports_is_public():
+    "Names that are their module's own apart, which are imported from it"
+    trees = {name: module_tree(name) for name in MODULES}
+    trees |= {notebook.stem: notebook_tree(notebook) for notebook in (ROOT/"nbs/audits").glob("*.ipynb")}
+    taken = {pair for name, tree in trees.items() for pair in names_taken(name, tree)}
+    missing = sorted(f"{folder}: {name}" for folder, name in taken if name not in HOMES[folder])
+    assert not missing, f"add them to nbs/<folder>/index.ipynb: {missing}"
+
+
+def fresh_process(program):
+    "What a program prints in a process of its own"
+    result = subprocess.run([sys.executable, "-c", program], cwd="/", capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_public_names_can_be_imported_from_their_folders():
+    lines = [f"from mlgov_nb.{folder} import {', '.join(names)}" for folder, names in HOMES.items()]
+    lines += [f"import mlgov_nb.{folder} as folder; assert folder.__all__ == {sorted(names)}"
+              for folder, names in HOMES.items()]
+    fresh_process("\n".join(lines))
+
+
+def test_a_folder_loads_no_numerical_library_before_a_name_of_it_is_used():
+    imports = "; ".join(f"import mlgov_nb.{folder}" for folder in PAGES)
+    libraries = "{'numpy', 'pandas', 'torch', 'scipy', 'sklearn', 'matplotlib'}"
+    assert fresh_process(f"import sys; {imports}; print({libraries} & set(sys.modules))") == "set()"
+
+
+def links_to_notebooks(notebook):
+    return re.findall(r"\]\(([^)#\s]+\.ipynb)", notebook_text(notebook, "markdown"))
+
+
+def test_links_to_notebooks_lead_to_files():
+    for notebook in (ROOT/"nbs").rglob("*.ipynb"):
+        if ".ipynb_checkpoints" in notebook.parts: continue
+        for link in links_to_notebooks(notebook):
+            if link.startswith("http"): continue
+            assert (notebook.parent/link).is_file(), f"{notebook.relative_to(ROOT)} links to {link}"
 
 
 @pytest.mark.slow("a process for each module")
@@ -225,9 +338,7 @@ def test_no_module_asks_which_task_it_is(name):
 @pytest.mark.parametrize("audit", ["drift", "fairness", "explanation", "performance"])
 def test_no_audit_asks_which_task_it_is(audit):
     (notebook,) = (ROOT/"nbs/audits").glob(f"[0-9]*_{audit}.ipynb")
-    cells = json.loads(notebook.read_text())["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    assert not list(compared_tasks(ast.parse(code)))
+    assert not list(compared_tasks(notebook_tree(notebook)))
 
 
 def test_a_comparison_with_a_task_is_found():

@@ -27,8 +27,8 @@ def files(folder):
 
 
 def library():
-    "Every notebook that makes a module; audits are run by the pipeline"
-    found = (root/"nbs").rglob("[0-9]*.ipynb")
+    "Every notebook that makes a module, and each folder's page; audits are run by the pipeline"
+    found = [*(root/"nbs").rglob("[0-9]*.ipynb"), *(root/"nbs").glob("*/index.ipynb")]
     return sorted(nb for nb in found if nb.parent.name != "audits" and ".ipynb_checkpoints" not in nb.parts)
 
 
