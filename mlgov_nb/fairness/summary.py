@@ -105,7 +105,7 @@ def _bias_line(measures:list[Measure], attribute:str, window:str, task:str)->str
 def _with_interval(compared:Measure)->str:
     "A comparison with its interval"
     if compared.value is None: return f"{words(compared.name)} cannot be determined"
-    return f"{words(compared.name)} {number(compared.value)} ({number(compared.low)} to {number(compared.high)})"
+    return f"{words(compared.name)} {number(compared.value)} (95% {number(compared.low)} to {number(compared.high)})"
 
 def _errors_line(measures:list[Measure], attribute:str, window:str, task:str)->str:
     "One line of the summary: how the errors of the groups compare"
@@ -435,14 +435,18 @@ def finish_trend(
     ax.tick_params("x", rotation=30)
 
 # %% ../../nbs/fairness/04_summary.ipynb #634827a2
+def _from_zero(ax):
+    "The y axis holds 0"
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(min(bottom, 0), max(top, 0))
+
 def finish_groups(
     ax, # Axes with a figure of each group
     attribute:str, # A protected attribute
     name:str, # The measure
 ):
     "The axis starts at 0, so that a small difference looks small"
-    bottom, top = ax.get_ylim()
-    ax.set_ylim(min(bottom, 0), max(top, 0))
+    _from_zero(ax)
     finish_trend(ax, f"each group's own figure, by {attribute}", words(name), dict(fontsize=8))
 
 def finish_comparison(
@@ -450,7 +454,8 @@ def finish_comparison(
     attribute:str, # A protected attribute
     name:str, # The measure
 ):
-    "A known rule about the comparison, where there is one, is a dotted line with its name"
+    "The axis starts at 0; a known rule about the comparison, where there is one, is a dotted line with its name"
+    _from_zero(ax)
     if name in ORIENTATION:
         level, rule = ORIENTATION[name]
         ax.axhline(level, color="grey", linestyle=":", label=rule)
