@@ -94,6 +94,7 @@ def _bias_words(group:str, bias:Measure)->str:
     side = "overestimates" if bias.value > 0 else "underestimates"
     return f"{side} {group} by {number(abs(bias.value))}"
 
+# %% ../../nbs/fairness/04_summary.ipynb #cc30551e
 def _bias_line(measures:list[Measure], attribute:str, window:str, task:str)->str:
     "One line of the summary: how far the model estimates each group too high or too low"
     name, meaning = BIAS[task]
@@ -107,6 +108,7 @@ def _with_interval(compared:Measure)->str:
     if compared.value is None: return f"{words(compared.name)} cannot be determined"
     return f"{words(compared.name)} {number(compared.value)} (95% {number(compared.low)} to {number(compared.high)})"
 
+# %% ../../nbs/fairness/04_summary.ipynb #5fd36bf9
 def _errors_line(measures:list[Measure], attribute:str, window:str, task:str)->str:
     "One line of the summary: how the errors of the groups compare"
     found = {each.name: each for each in measures if each.subject == attribute}
@@ -118,6 +120,7 @@ def _decided(table:pd.DataFrame, answer:bool)->list[str]:
     "The measures of which some comparison was decided that way"
     return [words(name) for name in table.measure[table.differs == answer].unique()]
 
+# %% ../../nbs/fairness/04_summary.ipynb #4ed66132
 def _differ_line(table:pd.DataFrame, attribute:str, window:str)->str:
     "One line of the summary: what differs significantly between the groups of an attribute, and what does not"
     own = table[table.attribute == attribute]
@@ -132,6 +135,7 @@ def _differing(table:pd.DataFrame)->str:
     "How many comparisons differ, of how many"
     return f"{int((table.differs == True).sum()):,} of {int(table.p.notna().sum()):,}"
 
+# %% ../../nbs/fairness/04_summary.ipynb #dd856530
 def _counts_lines(compared:dict[str, pd.DataFrame], attributes:list[str], window:str)->list[str]:
     "Lines of the summary: how many comparisons of groups differ, by attribute, the reported ones first"
     if not attributes or not compared: return []
@@ -167,6 +171,7 @@ def _known(value:float|None)->str:
     "A number, or that there is none"
     return "unknown" if value is None else number(value)
 
+# %% ../../nbs/fairness/04_summary.ipynb #65e689b0
 def label_text(
     measures:list[Measure], # Of one window
     attributes:list[str], # Protected attributes, those with required parity first
@@ -398,6 +403,7 @@ def gap_text(
     interval = f"95% {number(total.low)} to {number(total.high)}"
     return f"On {total.n:,} sampled rows of {window}, {gap} is {number(total.value)} ({interval}): {zero}."
 
+# %% ../../nbs/fairness/04_summary.ipynb #7ced0375
 def _minus(total:Measure)->str:
     "Which group's mean score is subtracted from which"
     return total.subject.replace(" against ", " minus ")
@@ -440,6 +446,7 @@ def _from_zero(ax):
     bottom, top = ax.get_ylim()
     ax.set_ylim(min(bottom, 0), max(top, 0))
 
+# %% ../../nbs/fairness/04_summary.ipynb #8ae01e99
 def finish_groups(
     ax, # Axes with a figure of each group
     attribute:str, # A protected attribute
@@ -449,6 +456,7 @@ def finish_groups(
     _from_zero(ax)
     finish_trend(ax, f"each group's own figure, by {attribute}", words(name), dict(fontsize=8))
 
+# %% ../../nbs/fairness/04_summary.ipynb #5c3a9ec6
 def finish_comparison(
     ax, # Axes with the comparison of the groups, of the model and of other candidates
     attribute:str, # A protected attribute
@@ -471,6 +479,7 @@ def panel_grid(
     for ax in axes.flat[panels:]: ax.remove()
     return list(axes.flat[:panels])
 
+# %% ../../nbs/fairness/04_summary.ipynb #60aa830e
 def finish_panel(
     ax, # Axes of a small panel
     title:str, # Of the panel
@@ -495,6 +504,7 @@ def finish_panels(
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].figure.legend(handles, labels, loc="outside upper left", ncols=8, fontsize=9)
 
+# %% ../../nbs/fairness/04_summary.ipynb #0b252b5f
 def _share_scale(axes:list):
     "The same y axis for some panels"
     ends = np.array([ax.get_ylim() for ax in axes])
