@@ -12,6 +12,7 @@ __all__ = ['FIGURES', 'ERRORS', 'BIAS', 'DECIDED', 'COMPLEMENTS', 'IN_UNITS', 'S
 
 # %% ../../nbs/fairness/04_summary.ipynb #b245595b
 from dataclasses import replace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -380,9 +381,9 @@ def plot_costs(
     fig, ax = plt.subplots(figsize=(9, 4.2))
     for name, x in gaps.items():
         y, own = quality[name], name == audited
-        style = dict(color=INK, linewidth=2.2, zorder=3) if own else dict(linewidth=1, alpha=0.6)
+        style: dict[str, Any] = dict(color=INK, linewidth=2.2, zorder=3) if own else dict(linewidth=1, alpha=0.6)
         line, = ax.plot(x.reindex(windows), y.reindex(windows), **style)
-        dots = dict(color=line.get_color(), zorder=line.get_zorder())
+        dots: dict[str, Any] = dict(color=line.get_color(), zorder=line.get_zorder())
         ax.plot(x["reference"], y["reference"], "o", label=marked(name, audited), **dots)
         ax.plot(x[windows[-1]], y[windows[-1]], "o", markerfacecolor="white", **dots)
     ax.set_xlabel(labels[0])
