@@ -169,7 +169,7 @@ def _in_one_type(row_ids, label_ids):
         return [ids.cast(pyarrow.int64()) for ids in both]
     texts = [ids.cast(pyarrow.large_string()) for ids in both]
     if not any(whole): return texts
-    return [text if is_whole else _without_zeros(text) for text, is_whole in zip(texts, whole, strict=False)]
+    return [text if is_whole else _without_zeros(text) for text, is_whole in zip(texts, whole, strict=True)]
 
 # %% ../../nbs/data/05_labels.ipynb #434cb102
 def _few(ids, count):

@@ -235,7 +235,7 @@ def _window_fields(con, card, start, end):
     kinds = [f"json_type(json, {json_pointer_sql(name)})" for name in others]
     tests = [f"coalesce(bool_and({kind} in {_JSON_NUMBERS}), true)" for kind in kinds]
     are_numbers = con.execute(f"select {', '.join(tests)} {source}").fetchall()[0]
-    pairs = zip(others, are_numbers, strict=False)
+    pairs = zip(others, are_numbers, strict=True)
     return {**known, **{name: "number" if number else "category" for name, number in pairs}}
 
 # %% ../../nbs/log/05_window.ipynb #c4c58008
@@ -556,7 +556,7 @@ def _fill(folder, to, request, old, replace):
     return account
 
 # %% ../../nbs/log/05_window.ipynb #6e325cbc
-def close_window(
+def close_window( # noqa: PLR0913 - settings with defaults, as `mlgov log close` has them
     folder:Path, # The log's folder
     card:Card, # Of the model whose predictions they are
     name:str, # The window's name

@@ -220,7 +220,7 @@ def check(
     request:RequestRows, # Rows of any protocol
 )->RequestRows: # The same
     "Look at every value; `BadRequest` 422 names row, field, what was found and what was expected"
-    for index, (name, column) in enumerate(zip(schema.columns, request.columns, strict=False)):
+    for index, (name, column) in enumerate(zip(schema.columns, request.columns, strict=True)):
         for row, value in enumerate(column):
             if not _fits(schema, index, value): raise _misfit(schema, name, row, value, request.n)
     return request
@@ -286,7 +286,7 @@ def _read_many(schema, body, message):
         raise BadRequest(400, 'the body is empty; expected one row {"feature": value, ...} or {"rows": [row, ...]}')
     try:
         rows = schema.many_decoder.decode(body).rows
-        return RequestRows(list(zip(*map(astuple, rows), strict=False)), len(rows))
+        return RequestRows(list(zip(*map(astuple, rows), strict=True)), len(rows))
     except MALFORMED as error:
         if "`rows`" in message:
             message = str(error)

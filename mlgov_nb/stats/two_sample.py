@@ -96,7 +96,7 @@ def domain_classifier(
     old, new = _take(old, max_rows, rng), _take(new, max_rows, rng)
     halves = [_half_of(old, new, 0), _half_of(old, new, 1)]
     models = [_window_classifier(rows, y, seed) for rows, y in halves]
-    unseen = list(zip(models, halves[::-1], strict=False))       # each model with the half that it has not seen
+    unseen = list(zip(models, halves[::-1], strict=True))       # each model with the half that it has not seen
     area, half, p = _cross_fitted_auc([(y, model.predict_proba(rows)[:, 1]) for model, (rows, y) in unseen])
     drops = np.zeros(len(names))
     if explain and p < 0.05: drops = sum(_auc_drops(model, rows, y, rng) / 2 for model, (rows, y) in unseen)
