@@ -73,7 +73,8 @@ def bin_means(
     c:Column, # A numeric column
 )->np.ndarray: # One per bin of finite values, NaN where a bin is empty
     "Mean of the values in each bin"
-    return np.array([total / (n << UNIT) if n else np.nan for total, n in zip(c.sums, c.counts, strict=True)])
+    pairs = zip(c.sums, c.counts, strict=False)     # the last counts are of values that are not finite or missing
+    return np.array([total / (n << UNIT) if n else np.nan for total, n in pairs])
 
 # %% ../../nbs/profile/02_column.ipynb #d1e28f94
 def _number_text(number):
