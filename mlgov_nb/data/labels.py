@@ -252,7 +252,7 @@ class LabelReport:
     labels: int         # read
     rows: int
     labelled: int       # rows that have a label now, from here or from before
-    joined: int         # rows that got a label here
+    joined: int         # rows that were given a label here
     repeated: int       # labels that came again, the same
     corrected: int      # labels that a different, later one replaced
     unknown: int        # labels of an id that no row has

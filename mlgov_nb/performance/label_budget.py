@@ -110,7 +110,7 @@ def _check_request(learned, df, budget, id):
     if not FEWEST <= budget <= len(df):
         raise MlgovError(f"--budget {budget}: expected {FEWEST} to {len(df):,}, the rows without a label")
     twice = df[id][df[id].duplicated()]
-    if len(twice): raise MlgovError(f"{id} {twice.iloc[0]} is there twice: labels could not be told apart")
+    if len(twice): raise MlgovError(f"{id} {twice.iloc[0]} is there twice: its labels could not be assigned")
 
 # %% ../../nbs/performance/05_label_budget.ipynb #6d4a5a88
 def next_labels(
@@ -199,7 +199,7 @@ def _error_sampled(learned, df, score, sample, value):
 def _labelled_sample(learned, df, sample, id):
     "The drawn rows that have a label, and their positions"
     if df[id].duplicated().any() or sample[id].duplicated().any():
-        raise MlgovError(f"an {id} is there twice: labels could not be told apart")
+        raise MlgovError(f"an {id} is there twice: its labels could not be assigned")
     drawn = sample.dropna(subset="label")
     wrong = drawn.label[~learned.task.valid_labels(drawn.label)]
     if len(wrong): raise MlgovError(f"label {wrong.iloc[0]:g}: expected {learned.task.label_words}")

@@ -16,9 +16,9 @@ from .significance import tail_p
 
 # %% ../../nbs/stats/03_two_sample.ipynb #ff75388f
 def js_of_auc(
-    area:float, # AUC with which two distributions are told apart
+    area:float, # AUC with which a classifier distinguishes two distributions
 )->float: # Jensen-Shannon distance, 0 to 1
-    "The Jensen-Shannon distance of two normal distributions that can be told apart with this AUC"
+    "The Jensen-Shannon distance of two normal distributions that a classifier distinguishes with this AUC"
     shift = np.sqrt(2) * ndtri(np.clip(area, 0.5, 1 - 1e-9))
     return float(min(1.0, shift / np.sqrt(8 * np.log(2))))
 
