@@ -404,12 +404,12 @@ def regression_measures(
     ]
 
 # %% ../../nbs/stats/02_quality.ipynb #4e100703
-def _binary_quality(y, score, threshold, min_n, draws, seed, subject, value, errors):  # noqa: PLR0913 - as `quality`
+def _binary_quality(y, score, threshold, min_n, draws, seed, subject, value, errors):  # noqa: PLR0913 - as quality
     "Of a classifier; errors are of no use to it"
     return binary_measures(y, score, threshold, min_n, draws, seed, subject, value)
 
 # %% ../../nbs/stats/02_quality.ipynb #b47aa2a9
-def _regression_quality(y, score, threshold, min_n, draws, seed, subject, value, errors):  # noqa: PLR0913 - as `quality`
+def _regression_quality(y, score, threshold, min_n, draws, seed, subject, value, errors):  # noqa: PLR0913 - as quality
     "Of a regression, which has no threshold and draws nothing"
     return regression_measures(y, score, min_n, subject, errors, value)
 
