@@ -579,10 +579,14 @@ def close_window( # noqa: PLR0913 - settings with defaults, as `mlgov log close`
     with held(folder, exclusive=False):
         with suppress(LogError):            # A log that may only be read is read as it is
             adopt(folder)                   # Seals the files of writers that died
-        if "://" not in str(out):
-            with atomic_dir(Path(out)/name) as to:
-                return _fill(folder, to, request, old, replace)
-        with tempfile.TemporaryDirectory(prefix="mlgov-window-") as temporary:
-            account = _fill(folder, Path(temporary)/"w", request, old, replace)
-            send_window(Path(temporary)/"w", f"{out}/{name}")
-            return account
+        if "://" in str(out): return _fill_elsewhere(folder, f"{out}/{name}", request, old, replace)
+        with atomic_dir(Path(out)/name) as to:
+            return _fill(folder, to, request, old, replace)
+
+# %% ../../nbs/log/05_window.ipynb #3fcdf48b
+def _fill_elsewhere(folder, url, request, old, replace):
+    "Close a window into a temporary folder, and send it to a URL"
+    with tempfile.TemporaryDirectory(prefix="mlgov-window-") as temporary:
+        account = _fill(folder, Path(temporary)/"w", request, old, replace)
+        send_window(Path(temporary)/"w", url)
+        return account

@@ -112,6 +112,12 @@ def _check_request(learned, df, budget, id):
     twice = df[id][df[id].duplicated()]
     if len(twice): raise MlgovError(f"{id} {twice.iloc[0]} is there twice: its labels could not be assigned")
 
+# %% ../../nbs/performance/05_label_budget.ipynb #ec7be314
+def _drawn_rows(stratum, n, rng):
+    "Positions of rows drawn at random, `n` of each stratum"
+    drawn = [rng.permutation(np.flatnonzero(stratum == i))[:count] for i, count in enumerate(n)]
+    return np.sort(np.concatenate(drawn).astype(int))
+
 # %% ../../nbs/performance/05_label_budget.ipynb #6d4a5a88
 def next_labels(
     learned:Learned, # From `estimate.learn`
@@ -132,8 +138,7 @@ def next_labels(
     rows = np.bincount(stratum)
     n = _allocate(rows, np.maximum(np.bincount(stratum, weights=weight) / rows, 1e-3), budget)
     rng = np.random.default_rng(learned.seed if seed is None else seed)
-    drawn = [rng.permutation(np.flatnonzero(stratum == i))[:count] for i, count in enumerate(n)]
-    at = np.sort(np.concatenate(drawn).astype(int))
+    at = _drawn_rows(stratum, n, rng)
     probability = (n / rows)[stratum[at]]
     return pd.DataFrame({id: df[id].to_numpy()[at], "score": score[at], "stratum": names.to_numpy()[at],
                          "probability": probability, "weight": 1 / probability})
