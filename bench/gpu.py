@@ -386,10 +386,10 @@ def gap_rows(gaps):
 def result_rows(results):
     """The table of two-sample tests, as shown"""
     return [{
-        "rows": f"{got['rows']:,} + {got['rows']:,}", "reference against": got["change"],
-        "distance, CPU": f"{got['ours'].value:.6f}", "distance, device": f"{got['theirs'].value:.6f}",
-        "p, CPU": f"{got['ours'].p:.3g}", "p, device": f"{got['theirs'].p:.3g}",
-    } for got in results]
+        "rows": f"{run['rows']:,} + {run['rows']:,}", "reference against": run["change"],
+        "distance, CPU": f"{run['ours'].value:.6f}", "distance, device": f"{run['theirs'].value:.6f}",
+        "p, CPU": f"{run['ours'].p:.3g}", "p, device": f"{run['theirs'].p:.3g}",
+    } for run in results]
 
 
 def check_rows(checks):
@@ -400,24 +400,24 @@ def check_rows(checks):
     } for line in checks]
 
 
-def page(got):
+def page(run):
     """The report in Markdown"""
-    facts, checks = got["facts"], got["checks"]
-    shown = (time_rows(got["times"]), gap_rows(got["gaps"]), result_rows(got["results"]), check_rows(checks))
+    facts, checks = run["facts"], run["checks"]
+    shown = (time_rows(run["times"]), gap_rows(run["gaps"]), result_rows(run["results"]), check_rows(checks))
     times, gaps, results, checked = (table(rows, list(rows[0])) for rows in shown)
     memory = f", {facts['memory_gib']} GiB, of which {facts['peak_mib']:,} MiB were used" if "peak_mib" in facts else ""
     return f"""# On a CUDA device
 
 `python bench/gpu.py`. The device is {facts['device']}{memory}; torch {facts['torch']}, CUDA {facts['cuda']}, \
-float32 products at precision "{facts['float32_products']}". Its first use took {got['first']:.1f} s and is not counted.
+float32 products at precision "{facts['float32_products']}". Its first use took {run['first']:.1f} s and is not counted.
 Seconds are of the project's whole function, with what it does on the CPU in any case: encoding, drawing, copying.
-Network of params.yaml and large MMD: median of {got['runs']} runs; all else once. Networks train on one CPU thread, \
+Network of params.yaml and large MMD: median of {run['runs']} runs; all else once. Networks train on one CPU thread, \
 as always in the project.
 
 {times}
 
-Differences of scores on the {got['unseen']:,} rows that no network has seen. Each device draws its own dropout, so
-networks trained with it differ as two draws do. Again with the same seed, the device gave {got['repeats']} weights.
+Differences of scores on the {run['unseen']:,} rows that no network has seen. Each device draws its own dropout, so
+networks trained with it differ as two draws do. Again with the same seed, the device gave {run['repeats']} weights.
 
 {gaps}
 
@@ -443,9 +443,9 @@ def measure(device, size):
     gaps = network_gaps(data, size, device, ours[-1], theirs[-1])
     checks = network_checks(data, device, gaps, ours[-1], theirs[-1])
     checks += [line for result in results for line in mmd_checks(**result)]
-    got = dict(facts=device_facts(device), first=first, runs=size["runs"], unseen=len(data.unseen))
-    got |= dict(repeats=repeats(theirs), times=times + mmd_times, gaps=gaps, results=results, checks=checks)
-    return got
+    run = dict(facts=device_facts(device), first=first, runs=size["runs"], unseen=len(data.unseen))
+    run |= dict(repeats=repeats(theirs), times=times + mmd_times, gaps=gaps, results=results, checks=checks)
+    return run
 
 
 def main():
@@ -457,13 +457,13 @@ def main():
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(signal.alarm(0) or SECONDS)  # what is left, if this is the second start, after installing
     make_ready(given.cpu_only, not given.no_install)
-    got = measure("cpu", SHORT) if given.cpu_only else measure("cuda", FULL)
-    text = page(got)
+    run = measure("cpu", SHORT) if given.cpu_only else measure("cuda", FULL)
+    text = page(run)
     print(text)
     if not given.cpu_only:
-        results = [result | {who: vars(result[who]) for who in ("ours", "theirs")} for result in got["results"]]
-        write("gpu", text, got | dict(machine=machine(), versions=versions(*SHOWN), results=results))
-    sys.exit(0 if all(line["holds"] for line in got["checks"]) else 1)
+        results = [result | {who: vars(result[who]) for who in ("ours", "theirs")} for result in run["results"]]
+        write("gpu", text, run | dict(machine=machine(), versions=versions(*SHOWN), results=results))
+    sys.exit(0 if all(line["holds"] for line in run["checks"]) else 1)
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def row_of(data, contestant, result, first):
         peak_mib=peak,
         times_ours=seconds and seconds / first.seconds,
         memory_times_ours=peak and peak / first.peak_mib,
-        said=result.message,
+        message=result.message,
     )
 
 
@@ -195,7 +195,7 @@ def shown(row):
     return {
         "data": row["data"],
         "contestant": f"{row['who']} {row['version']}",
-        "seconds": f"{row['seconds']:.1f}" if row["seconds"] else row["said"],
+        "seconds": f"{row['seconds']:.1f}" if row["seconds"] else row["message"],
         "peak MiB": f"{row['peak_mib']:,.0f}" if row["peak_mib"] else "",
         "time, ours = 1": f"{row['times_ours']:.1f}" if row["seconds"] else "",
         "memory, ours = 1": f"{row['memory_times_ours']:.1f}" if row["peak_mib"] else "",

@@ -9,6 +9,7 @@ __all__ = ['TASKS', 'Task', 'Binary', 'Regression', 'task_of']
 from collections.abc import Callable
 from typing import Any
 
+from fastcore.basics import patch
 from pydantic_core import core_schema
 
 # %% ../nbs/04_task.ipynb #41a7f281
@@ -33,38 +34,42 @@ class Task(str):
     group_figure: str                # the measure of one group that stands beside it
     mitigations: tuple[str, ...]     # methods that can make a model of this task fairer
 
-    @property
-    def link(self)->Callable:
-        "The function from raw outputs to scores"
-        raise NotImplementedError
+# %% ../nbs/04_task.ipynb #d00ed06b
+@patch(as_prop=True)
+def link(self:Task)->Callable:
+    "The function from raw outputs to scores"
+    raise NotImplementedError
 
-    def decide(self, score, threshold):
-        "Decisions; None where the task has none"
-        raise NotImplementedError
+# %% ../nbs/04_task.ipynb #a554f736
+@patch
+def decide(self:Task, score, threshold):
+    "Decisions; None where the task has none"
+    raise NotImplementedError
 
-    def valid_scores(self, score):
-        "Which scores are possible"
-        raise NotImplementedError
+# %% ../nbs/04_task.ipynb #73e48263
+@patch
+def valid_scores(self:Task, score):
+    "Which scores are possible"
+    raise NotImplementedError
 
-    def valid_labels(self, labels):
-        "Which labels are possible; a missing one (NaN) is not"
-        import numpy as np
-        return np.isin(labels, self.labels) if self.labels else np.isfinite(labels)
+# %% ../nbs/04_task.ipynb #ef7483ca
+@patch
+def valid_labels(self:Task, labels):
+    "Which labels are possible; a missing one (NaN) is not"
+    import numpy as np
+    return np.isin(labels, self.labels) if self.labels else np.isfinite(labels)
 
-    def loss(self, y, score):
-        "Loss of each row; NaN where unlabelled"
-        raise NotImplementedError
+# %% ../nbs/04_task.ipynb #b93ca80e
+@patch
+def loss(self:Task, y, score):
+    "Loss of each row; NaN where unlabelled"
+    raise NotImplementedError
 
-    def mistakes(self, y, score, threshold):
-        "How wrong each answer is"
-        raise NotImplementedError
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source:Any, handler:Any)->core_schema.CoreSchema:
-        "A settings file holds the name; what is read from it is the task"
-        to_name = core_schema.plain_serializer_function_ser_schema(str)
-        names = core_schema.literal_schema(list(TASKS))
-        return core_schema.no_info_after_validator_function(task_of, names, serialization=to_name)
+# %% ../nbs/04_task.ipynb #f65219c6
+@patch
+def mistakes(self:Task, y, score, threshold):
+    "How wrong each answer is"
+    raise NotImplementedError
 
 # %% ../nbs/04_task.ipynb #0bf1438e
 class Binary(Task):
@@ -160,3 +165,11 @@ def task_of(
     if isinstance(task, Task): return task
     if task in TASKS: return TASKS[task]
     raise ValueError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
+
+# %% ../nbs/04_task.ipynb #e15aadd2
+@patch(cls_method=True)
+def __get_pydantic_core_schema__(cls:Task, source:Any, handler:Any)->core_schema.CoreSchema:
+    "A settings file holds the name; what is read from it is the task"
+    to_name = core_schema.plain_serializer_function_ser_schema(str)
+    names = core_schema.literal_schema(list(TASKS))
+    return core_schema.no_info_after_validator_function(task_of, names, serialization=to_name)

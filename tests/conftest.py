@@ -153,7 +153,7 @@ def made(tmp_path_factory, worker_id):
     folder = tmp_path_factory.getbasetemp()
     if worker_id != "master": folder = folder.parent
     with FileLock(folder/"made.lock"):
-        if not (folder/"said.txt").exists():
+        if not (folder/"output.txt").exists():
             project = copy_project(folder/"clone")
             reduce(project)
             (project.root/".venv").symlink_to(Path(sys.executable).parents[1], target_is_directory=True)
@@ -161,7 +161,7 @@ def made(tmp_path_factory, worker_id):
             project.commit("a clone")
             output = project.run("make -o .venv/.ready run").stdout
             shutil.copytree(folder/"clone", folder/"spare", symlinks=True)
-            (folder/"said.txt").write_text(output)
+            (folder/"output.txt").write_text(output)
     return folder
 
 
@@ -169,7 +169,7 @@ def made(tmp_path_factory, worker_id):
 def clone(made):
     "A clone in which `make run` has run"
     project = Project(made/"clone")
-    project.first = (made/"said.txt").read_text()
+    project.first = (made/"output.txt").read_text()
     return project
 
 
@@ -225,7 +225,7 @@ class Service:
             time.sleep(0.05)
         return self
 
-    def ready_workers(self): return self.said().count("Completed async startup hook")
+    def ready_workers(self): return self.output().count("Completed async startup hook")
 
     def workers(self):
         "Process ids of those that answer"
@@ -243,7 +243,7 @@ class Service:
         except ProcessLookupError: pass
         self.process.wait()
 
-    def said(self):
+    def output(self):
         "What it has written to its output"
         return (self.root/f"service-{self.port}.txt").read_text()
 

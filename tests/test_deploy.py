@@ -416,7 +416,7 @@ def test_modules_of_the_service_import_only_what_its_lock_has():
 class Image(Service):
     "Started by a copy of the entrypoint; its arguments override those in the file"
     def start(self):
-        file = self.root/"said.txt"
+        file = self.root/"output.txt"
         command = [self.root/"entrypoint.sh", "serve", "--host", "127.0.0.1"]
         env = self.env | {"AIP_HTTP_PORT": str(self.port)}
         with file.open("w") as output:

@@ -112,7 +112,7 @@ def test_every_worker_logs_counts_and_takes_labels(live):
     time.sleep(1)                    # counts reach the files within a tenth of a second
     assert metric(live, "mlgov_predictions_total") == counted_before + 807
     assert metric(live, "mlgov_labels_total") >= 300
-    output = live.said()
+    output = live.output()
     assert live.env["MLGOV_SUBJECT_KEY"] not in output and "p-1" not in output
 
 
@@ -301,7 +301,7 @@ def test_tokens(base, tmp_path):
         revoke_token(tokens, "shop")
         time.sleep(1.5)
         assert {code("/v1/predict", shop, example) for _ in range(8)} == {401}, "every worker has noticed"
-        assert shop not in service.said() and shop not in tokens.read_text()
+        assert shop not in service.output() and shop not in tokens.read_text()
     finally: service.stop()
 
 
@@ -367,7 +367,7 @@ def test_a_new_model_takes_over_under_load(base, tmp_path):
 
         release_of(tmp_path, spoil_profile, lot=2)
         time.sleep(2)
-        assert answering_versions() == {first} and "refused" in service.said(), "a changed file: the old model stays"
+        assert answering_versions() == {first} and "refused" in service.output(), "a changed file: the old model stays"
         assert "profile.json is changed" in json.dumps(why_refused()) and str(tmp_path) not in why_refused()
 
         release_of(tmp_path, unprotect_gender, lot=4)

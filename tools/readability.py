@@ -44,11 +44,25 @@ def parsed(source):
         return None
 
 
-def ends_in_value(tree):
-    "Does a cell end in an expression that Jupyter shows?"
+def ends_in_value(tree, quiet):
+    "Does a cell end in an expression that Jupyter shows? `quiet` are the notebook's own functions that give nothing"
     if tree is None or not tree.body or not isinstance(tree.body[-1], ast.Expr): return False
     last = tree.body[-1].value
-    return not (isinstance(last, ast.Call) and called_name(last) in SHOWS_NOTHING)
+    return not (isinstance(last, ast.Call) and called_name(last) in SHOWS_NOTHING | quiet)
+
+
+def gives_nothing(function):
+    "Has a function no return with a value?"
+    nodes = list(ast.walk(function))
+    if any(isinstance(node, (ast.Yield, ast.YieldFrom)) for node in nodes): return False
+    return not any(isinstance(node, ast.Return) and node.value is not None for node in nodes)
+
+
+def quiet_functions(cells):
+    "Names of the functions of a notebook that give nothing"
+    trees = [parsed("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+    functions = [node for tree in trees if tree for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return {function.name for function in functions if gives_nothing(function)}
 
 
 SHOWS_NOTHING = {"print", "test_eq", "test_close", "test_fail", "test_ne", "test_is", "test", "close", "sleep",
@@ -93,7 +107,7 @@ def count_exported(sizes, place, source):
     sizes.functions += [node.end_lineno - node.lineno + 1 for node in functions]
 
 
-def count_cell(sizes, place, cell):
+def count_cell(sizes, place, cell, quiet):
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         sizes.prose += len(source)
@@ -109,14 +123,16 @@ def count_cell(sizes, place, cell):
     if exported: count_exported(sizes, place, source)
     hidden = source.startswith(("#| export", "#| hide"))
     run_by_papermill = "nbs/audits/" in place       # their executed copies, with outputs, are below reports/
-    if not (hidden or run_by_papermill or outputs) and ends_in_value(tree): sizes.silent.append(place)
+    if not (hidden or run_by_papermill or outputs) and ends_in_value(tree, quiet): sizes.silent.append(place)
 
 
 def measure_notebooks(files):
     sizes = Sizes()
     for nb in files:
-        for number, cell in enumerate(json.loads(nb.read_text())["cells"]):
-            count_cell(sizes, f"{nb.relative_to(ROOT)} cell {number}", cell)
+        cells = json.loads(nb.read_text())["cells"]
+        quiet = quiet_functions(cells)
+        for number, cell in enumerate(cells):
+            count_cell(sizes, f"{nb.relative_to(ROOT)} cell {number}", cell, quiet)
     return sizes
 
 

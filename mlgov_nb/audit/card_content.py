@@ -54,7 +54,7 @@ def candidate_table(
     of_quality = frame.name.isin(card.task.quality) & (frame.subject == "all rows")
     of_gap = (frame.name == card.task.gap) & frame.subject.isin(list(card.protected))
     picked = frame[of_quality | of_gap]
-    pairs = zip(picked.name, picked.subject, strict=False)
+    pairs = zip(picked.name, picked.subject, strict=True)
     names = [name if subject == "all rows" else f"{name}, {subject}" for name, subject in pairs]
     return picked.assign(measure=names).pivot(index="candidate", columns="measure", values="value").round(3)
 

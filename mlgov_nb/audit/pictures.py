@@ -102,8 +102,8 @@ def plot_shifts(
 ):
     "Shares before and now, joined by a line"
     rows = range(len(labels))
-    for row, ends in enumerate(zip(old, new, strict=False)): ax.plot(ends, [row, row], color="#b6bdc8", lw=3, zorder=1)
-    for name, values in zip(names, (old, new), strict=False): ax.scatter(values, rows, label=name, zorder=2)
+    for row, ends in enumerate(zip(old, new, strict=True)): ax.plot(ends, [row, row], color="#b6bdc8", lw=3, zorder=1)
+    for name, values in zip(names, (old, new), strict=True): ax.scatter(values, rows, label=name, zorder=2)
     ax.set_yticks(rows, labels)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)

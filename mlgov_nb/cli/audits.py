@@ -28,6 +28,16 @@ def _write_profile(out, columns):
 # %% ../../nbs/cli/02_audits.ipynb #2a316756
 ProfileOut = Annotated[Path, typer.Option("--out", "-o", help="Where the profile goes (.json).")]
 
+# %% ../../nbs/cli/02_audits.ipynb #ac01a565
+def _counted(files, bins, kinds, dask):
+    "Profile of files, here or on a Dask cluster"
+    from tqdm import tqdm
+    from mlgov_nb.profile.build import profile, profile_on_dask
+    with tqdm(disable=None, unit="file" if dask else "row", unit_scale=not dask) as bar:
+        if dask: return profile_on_dask(dask, files, bins, kinds, bar.update)
+        return profile(files, bins, kinds, bar.update)
+
+# %% ../../nbs/cli/02_audits.ipynb #3fb38ce8
 @app.command(rich_help_panel=LOOK)
 def profile(
     files: Annotated[list[Path], typer.Argument(help="CSV or Parquet files, counted together.")],
@@ -42,20 +52,13 @@ def profile(
 ):
     "Summarise files as counts that can be added up: mlgov profile FILE... -o A.json"
     if files[0] == Path("merge"): raise renamed_command("profile merge", "profile-merge A.json B.json -o C.json")
-    from tqdm import tqdm
-    from mlgov_nb.profile.build import profile as profile_here
-    from mlgov_nb.profile.build import profile_on_dask, read_profile
+    from mlgov_nb.profile.build import read_profile
     from mlgov_nb.profile.source import kinds_of
     bins = read_profile(like) if like else None
     kinds = None
     if not like:
         kinds = kinds_of(files[0], load_card(card_path(project_root(), card)) if card else None)
-    with tqdm(disable=None, unit="file" if dask else "row", unit_scale=not dask) as bar:
-        if dask:
-            columns = profile_on_dask(dask, files, bins, kinds, bar.update)
-        else:
-            columns = profile_here(files, bins, kinds, bar.update)
-    _write_profile(out, columns)
+    _write_profile(out, _counted(files, bins, kinds, dask))
 
 # %% ../../nbs/cli/02_audits.ipynb #94426758
 @app.command("profile-merge", rich_help_panel=LOOK)
@@ -183,6 +186,11 @@ def audit(
         if reference or model or out or labels:
             raise MlgovError("--reference, --model, --out and --labels go with --current FILE")
         return _measure_windows(root, params, name)
+    _audit_file(root, params, name, current, reference, model, out, labels)
+
+# %% ../../nbs/cli/02_audits.ipynb #89cc7221
+def _audit_file(root, params, name, current, reference, model, out, labels):
+    "Audit a file; print its verdict and where the page is"
     if name not in params.audits: raise MlgovError(f"no audit '{name}'; params.yaml has {', '.join(params.audits)}")
     from mlgov_nb.pipeline.adhoc import adhoc_audit
     verdict, page = adhoc_audit(root, params, name, current, reference, model, out, labels)

@@ -6,6 +6,8 @@
 __all__ = ['band_names', 'band', 'groups', 'group_name', 'cross']
 
 # %% ../../nbs/data/02_groups.ipynb #5dca5ed3
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 
@@ -18,7 +20,7 @@ def band_names(
 )->list[str]: # One more than edges, lowest band first
     "The names of the bands between edges"
     whole = all(float(edge).is_integer() for edge in edges)
-    inner = [f"{low:g}-{(high - 1 if whole else high):g}" for low, high in zip(edges, edges[1:], strict=False)]
+    inner = [f"{low:g}-{(high - 1 if whole else high):g}" for low, high in pairwise(edges)]
     return [f"<{edges[0]:g}", *inner, f"{edges[-1]:g}+"]
 
 # %% ../../nbs/data/02_groups.ipynb #2eba8b84

@@ -169,7 +169,7 @@ def _in_one_type(row_ids, label_ids):
         return [ids.cast(pyarrow.int64()) for ids in both]
     texts = [ids.cast(pyarrow.large_string()) for ids in both]
     if not any(whole): return texts
-    return [text if is_whole else _without_zeros(text) for text, is_whole in zip(texts, whole, strict=False)]
+    return [text if is_whole else _without_zeros(text) for text, is_whole in zip(texts, whole, strict=True)]
 
 # %% ../../nbs/data/05_labels.ipynb #434cb102
 def _few(ids, count):
@@ -252,7 +252,7 @@ class LabelReport:
     labels: int         # read
     rows: int
     labelled: int       # rows that have a label now, from here or from before
-    joined: int         # rows that got a label here
+    joined: int         # rows that were given a label here
     repeated: int       # labels that came again, the same
     corrected: int      # labels that a different, later one replaced
     unknown: int        # labels of an id that no row has

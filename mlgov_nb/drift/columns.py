@@ -10,6 +10,7 @@ __all__ = ['STATISTICS', 'REPORTED', 'size_word', 'change_in_words', 'shares', '
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -90,7 +91,7 @@ def shares(
     counts = [np.array(c, float) for c in decile_counts(*columns)]
     if len(names) > top + 2 and columns[0].kind == "categorical": names, counts = _most_frequent(names, counts, top)
     used = np.sum(counts, axis=0) > 0
-    return [name for name, seen in zip(names, used, strict=False) if seen], [c[used] / max(c.sum(), 1) for c in counts]
+    return [name for name, seen in zip(names, used, strict=True) if seen], [c[used] / max(c.sum(), 1) for c in counts]
 
 # %% ../../nbs/drift/02_columns.ipynb #cc1323b9
 def _bar_names(column):
@@ -101,7 +102,7 @@ def _bar_names(column):
     edges = (column.low, *column.bins)
     starts = [_number(edges[np.flatnonzero(group == g)[0]], column.kind) for g in range(group.max() + 1)]
     if len(starts) == 1: return ["any", "infinite", "missing"]
-    inner = [f"{start} to < {end}" for start, end in zip(starts[1:], starts[2:], strict=False)]
+    inner = [f"{start} to < {end}" for start, end in pairwise(starts[1:])]
     return [f"< {starts[1]}", *inner, f"≥ {starts[-1]}", "infinite", "missing"]
 
 # %% ../../nbs/drift/02_columns.ipynb #98ca8a90

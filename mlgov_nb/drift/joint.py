@@ -85,7 +85,7 @@ def _slice_row(p, slices, n):
     return _test_row(n, p, effect, why, words, joint=False)
 
 # %% ../../nbs/drift/04_joint.ipynb #e0402bd9
-def combined(
+def combined( # noqa: PLR0913 - settings with defaults
     columns, # Anything with lists `numeric` and `categorical`: a card, an `Encoder`
     old:pd.DataFrame, # Reference rows; with a column `score`, slices are searched for its changes too
     new:pd.DataFrame, # Rows of the window

@@ -105,7 +105,7 @@ def _largest_when_shuffled(pool, rows, min_n, shuffles, rng):
     return np.concatenate(largest)
 
 # %% ../../nbs/drift/03_slices.ipynb #c657bcc8
-def find_slices(
+def find_slices( # noqa: PLR0913 - settings with defaults
     enc:Encoder, # Preprocessing
     old:np.ndarray, # Codes of the reference
     new:np.ndarray, # Codes of the window
@@ -158,7 +158,7 @@ def _report(found, sims, rows, pool, now, top):
 def _ranked(found, texts):
     "Deviation, kind and place of the largest slices; shares and simple conditions first among equals"
     entries = []
-    for kind, deviations in zip(("share", "score"), found, strict=False):
+    for kind, deviations in zip(("share", "score"), found, strict=True):
         largest = np.argsort(-deviations, kind="stable")[:200]
         entries += [(deviations[at], kind, at) for at in largest if deviations[at] > 0 and texts[at]]
     return sorted(entries, key=lambda entry: (-entry[0], entry[1] != "share", "and" in texts[entry[2]]))

@@ -117,7 +117,7 @@ def combinations_of(self:_Search, features, most=40_000):
     picks = [np.unique(np.linspace(0, count - 1, min(count, cap)).astype(int)) for count in counts]
     grid = np.stack([axis.ravel() for axis in np.meshgrid(*picks, indexing="ij")], axis=1)
     Z = np.repeat(self.z[None], len(grid), axis=0)
-    for i, (j, option) in enumerate(zip(features, options, strict=False)):
+    for i, (j, option) in enumerate(zip(features, options, strict=True)):
         Z[:, j] = option.values[grid[:, i]]
     return Z, sum(option.distance[grid[:, i]] for i, option in enumerate(options))
 

@@ -155,7 +155,7 @@ def plot_decision(
 )->None:
     "One row's contributions as bars, largest on top; the title adds them up"
     table = contributions(ex, enc, i).iloc[::-1]
-    labels = [f"{feature} = {value}"[:30] for feature, value in zip(table.feature, table.value, strict=False)]
+    labels = [f"{feature} = {value}"[:30] for feature, value in zip(table.feature, table.value, strict=True)]
     ax.barh(labels, table.contribution, color=np.where(table.contribution > 0, "#D55E00", "#0072B2"))
     ax.set_title(f"{name}: {ex.base:.2f} {table.contribution.sum():+.2f} = {ex.raw[i]:.2f}", fontsize=10)
     ax.tick_params("y", labelsize=8)

@@ -151,7 +151,7 @@ def compare_groups(
         group, subject = cross(df, names), " & ".join(names)
         best = group_name(subject, privileged[subject]) if subject in privileged else None
         for name, own, numbers in compared(group, y, score, threshold, best, min_n):
-            rows.append(dict(zip(COLUMNS, (name, subject, own, best or "all others", *numbers), strict=False)))
+            rows.append(dict(zip(COLUMNS, (name, subject, own, best or "all others", *numbers), strict=True)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 # %% ../../nbs/fairness/02_compare.ipynb #33ebcc51

@@ -95,7 +95,7 @@ def largest_gap(
     fixed:int|None=None, # Only gaps from this group to others, with their sign; None: between any two, always positive
 )->tuple[float, float, float]: # The largest gap and its 95% interval
     "Largest difference between groups, with an interval that holds for maxima (Fang and Santos 2019)"
-    centre, noise = np.asarray(centre, float), [drawn - values for values, drawn in zip(centre, draws, strict=False)]
+    centre, noise = np.asarray(centre, float), [drawn - values for values, drawn in zip(centre, draws, strict=True)]
     var = np.array([of_rate.var(axis=0) for of_rate in noise])
     gaps = _gaps(centre, fixed)
     size = centre[gaps[0], gaps[1]] - centre[gaps[0], gaps[2]]

@@ -68,7 +68,7 @@ def rate_measures(
     "Every rate of every group, over labelled rows; selection rate of everyone scored; label coverage"
     cells, measures = counts[CELLS].to_numpy(), []
     for name in RATES:
-        for group, hits, n in zip(counts.index, *rate_parts(cells, name), strict=False):
+        for group, hits, n in zip(counts.index, *rate_parts(cells, name), strict=True):
             measures.append(rate(name, group, hits, n, min_n))
     for group, row in counts.iterrows():
         measures.append(rate("selection_rate_all", group, row.selected, row.rows, min_n))
@@ -336,23 +336,23 @@ def _unlabelled_ratio(counts, subject, min_n, draws, seed):
 
 # %% ../../nbs/fairness/01_rates.ipynb #c7c64475
 @patch
-def decisions(self:_BinaryGroups, group, subject, y, score, threshold, min_n, draws, seed, privileged):
+def decisions(self:_BinaryGroups, group, subject, y, score, threshold, redraws, privileged):
     "Measures of the decisions for one attribute or intersection"
     counts = count_groups(group, y, score >= threshold)
-    measures = rate_measures(counts, min_n) + rates_between(counts, subject, min_n, draws, seed)
-    measures.append(_unlabelled_ratio(counts, subject, min_n, draws, seed))
-    if privileged: measures += disparate_impact(counts, subject, group_name(subject, privileged), min_n, draws, seed)
+    measures = rate_measures(counts, redraws["min_n"]) + rates_between(counts, subject, **redraws)
+    measures.append(_unlabelled_ratio(counts, subject, **redraws))
+    if privileged: measures += disparate_impact(counts, subject, group_name(subject, privileged), **redraws)
     return measures
 
 # %% ../../nbs/fairness/01_rates.ipynb #42ac4c74
 @patch
-def decisions(self:_RegressionGroups, group, subject, y, score, threshold, min_n, draws, seed, privileged):
+def decisions(self:_RegressionGroups, group, subject, y, score, threshold, redraws, privileged):
     "Nothing is decided: the share of labelled rows of each group"
     coverage = pd.Series(~np.isnan(y)).groupby(group.to_numpy()).agg(labelled="sum", rows="size")
     return [rate("label_coverage", name, row.labelled, row.rows) for name, row in coverage.iterrows()]
 
 # %% ../../nbs/fairness/01_rates.ipynb #84caada2
-def fairness_measures(
+def fairness_measures( # noqa: PLR0913 - settings with defaults
     df:pd.DataFrame, # Rows with the protected attributes
     attributes:list[list[str]], # Attributes and intersections, as lists of names
     task:str, # 'binary' or 'regression'
@@ -366,12 +366,13 @@ def fairness_measures(
 )->list[Measure]: # Measures of groups and between groups
     "Group measures of every attribute and intersection"
     measures, privileged, kind = [], privileged or {}, GROUPS[task_of(task)]
+    redraws = dict(min_n=min_n, draws=draws, seed=seed)
     for names in attributes:
         group, subject = cross(df, names), " & ".join(names)
         tables = score_groups(group, task, y, score)
-        measures += mean_measures(tables, min_n) + means_between(tables, subject, min_n, draws, seed)
+        measures += mean_measures(tables, min_n) + means_between(tables, subject, **redraws)
         best = privileged.get(subject)
-        measures += kind.decisions(group, subject, y, score, threshold, min_n, draws, seed, best)
+        measures += kind.decisions(group, subject, y, score, threshold, redraws, best)
     return measures
 
 # %% ../../nbs/fairness/01_rates.ipynb #c6810205

@@ -95,7 +95,7 @@ def typed_sql(
     "SQL of the records of a view as typed columns; torn lines are left out"
     *names, source = map(_name_sql, _columns([*fields, "source"]))
     values = [value_sql(i, field, kind) for i, (field, kind) in enumerate(fields.items())]
-    columns = ", ".join(f"{value} as {name}" for value, name in zip(values, names, strict=False))
+    columns = ", ".join(f"{value} as {name}" for value, name in zip(values, names, strict=True))
     inner = f"select {values_sql(fields)} as v, json, source from {lines} where json::varchar like '{{%'"
     return f"select {columns}, source as {source} from ({inner})"
 
@@ -159,7 +159,7 @@ def _table_sql(con, names, files):
     source = f"from read_parquet({_file_list(files)}"
     columns = con.execute(f"describe {source})").fetchall()     # DuckDB renames what differs in case only
     pairs = [f"{text_sql(name)}, {_json_value_sql(_name_sql(column[0]), column[1])}"
-             for name, column in zip(names, columns, strict=False)]
+             for name, column in zip(names, columns, strict=False)]     # folders called key=value add columns
     return f"select json_object({', '.join(pairs)}) as json, filename as source {source}, filename=true)"
 
 # %% ../../nbs/log/03_query.ipynb #18d712c5

@@ -235,7 +235,7 @@ def _window_fields(con, card, start, end):
     kinds = [f"json_type(json, {json_pointer_sql(name)})" for name in others]
     tests = [f"coalesce(bool_and({kind} in {_JSON_NUMBERS}), true)" for kind in kinds]
     are_numbers = con.execute(f"select {', '.join(tests)} {source}").fetchall()[0]
-    pairs = zip(others, are_numbers, strict=False)
+    pairs = zip(others, are_numbers, strict=True)
     return {**known, **{name: "number" if number else "category" for name, number in pairs}}
 
 # %% ../../nbs/log/05_window.ipynb #c4c58008
@@ -556,7 +556,7 @@ def _fill(folder, to, request, old, replace):
     return account
 
 # %% ../../nbs/log/05_window.ipynb #6e325cbc
-def close_window(
+def close_window( # noqa: PLR0913 - settings with defaults, as `mlgov log close` has them
     folder:Path, # The log's folder
     card:Card, # Of the model whose predictions they are
     name:str, # The window's name
@@ -579,10 +579,14 @@ def close_window(
     with held(folder, exclusive=False):
         with suppress(LogError):            # A log that may only be read is read as it is
             adopt(folder)                   # Seals the files of writers that died
-        if "://" not in str(out):
-            with atomic_dir(Path(out)/name) as to:
-                return _fill(folder, to, request, old, replace)
-        with tempfile.TemporaryDirectory(prefix="mlgov-window-") as temporary:
-            account = _fill(folder, Path(temporary)/"w", request, old, replace)
-            send_window(Path(temporary)/"w", f"{out}/{name}")
-            return account
+        if "://" in str(out): return _fill_elsewhere(folder, f"{out}/{name}", request, old, replace)
+        with atomic_dir(Path(out)/name) as to:
+            return _fill(folder, to, request, old, replace)
+
+# %% ../../nbs/log/05_window.ipynb #3fcdf48b
+def _fill_elsewhere(folder, url, request, old, replace):
+    "Close a window into a temporary folder, and send it to a URL"
+    with tempfile.TemporaryDirectory(prefix="mlgov-window-") as temporary:
+        account = _fill(folder, Path(temporary)/"w", request, old, replace)
+        send_window(Path(temporary)/"w", url)
+        return account

@@ -9,6 +9,7 @@ __all__ = ['LEARNING', 'NETWORK', 'flatten_trees', 'average_trees', 'gradient_bo
 # %% ../../nbs/model/05_candidates.ipynb #03fdcebe
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def average_trees(
     for name in ("feature", "threshold", "missing_left", "count"):
         out[name] = np.concatenate([arrays[name] for arrays in models])
     for name in ("left", "right", "root"):
-        shifted = [arrays[name] + first for arrays, first in zip(models, start, strict=False)]
+        shifted = [arrays[name] + first for arrays, first in zip(models, start[:-1], strict=True)]
         out[name] = np.concatenate([array.astype(np.int32) for array in shifted])
     out["value"] = np.concatenate([share * arrays["value"] for share, arrays in parts])
     out["baseline"] = sum(share * arrays["baseline"] for share, arrays in parts)
@@ -139,7 +140,7 @@ def _tree_explainer(parts, Z):
 def _boosting_curve(parts):
     "Losses of the model with the largest share, step by step"
     _, model = max(parts, key=lambda part: part[0])
-    losses = zip(model.train_score_, model.validation_score_, strict=False)
+    losses = zip(model.train_score_, model.validation_score_, strict=True)
     return [dict(train_loss=-train, valid_loss=-valid) for train, valid in losses]
 
 # %% ../../nbs/model/05_candidates.ipynb #9eea53fe
@@ -196,7 +197,7 @@ def _network(widths, dropout):
     "Layers of the given widths with rectifiers and dropout between, and one output"
     from torch import nn
     layers = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
@@ -329,7 +330,7 @@ def _layer_arrays(weights):
 NETWORK = dict(hidden=[64, 32], dropout=0.2, learning_rate=0.003, weight_decay=0.01, batch=512, epochs=60)
 
 # %% ../../nbs/model/05_candidates.ipynb #17c26ae0
-def mlp(
+def mlp( # noqa: PLR0913 - data, seed, and settings with defaults
     p:dict, # `params` of the candidate
     task:str, # 'binary' or 'regression'
     enc:Encoder, # For the design columns
@@ -412,7 +413,7 @@ def _log_curve(fitted, step):
     return fitted
 
 # %% ../../nbs/model/05_candidates.ipynb #081099c4
-def _train(recipe, task, enc, Z, y, seed, groups, threshold, step):
+def _train(recipe, task, enc, Z, y, seed, groups, threshold, step):  # noqa: PLR0913 - as `fit`
     "Train a candidate by its estimator's recipe"
     mitigation = recipe.mitigation
     if recipe.estimator == "mlp":
@@ -423,7 +424,7 @@ def _train(recipe, task, enc, Z, y, seed, groups, threshold, step):
     return _log_curve(linear(recipe.params, task, enc, Z, y, groups, mitigation), step)
 
 # %% ../../nbs/model/05_candidates.ipynb #9204a235
-def fit(
+def fit( # noqa: PLR0913 - data, seed, and settings with defaults
     recipe:Candidate, # From `params.yaml`
     task:str, # 'binary' or 'regression'
     enc:Encoder, # Fitted on the training rows

@@ -107,7 +107,7 @@ def importance_shares(
     "How much the model relies on each feature; the shares sum to 1"
     size = np.abs(ex.values).mean(axis=0) if len(ex.values) else np.zeros(len(ex.features))
     if not size.sum() > 0: return {}
-    return {name: float(value / size.sum()) for name, value in zip(ex.features, size, strict=False)}
+    return {name: float(value / size.sum()) for name, value in zip(ex.features, size, strict=True)}
 
 # %% ../../nbs/model/07_contributions.ipynb #8dfc274d
 def ranked(
@@ -118,7 +118,7 @@ def ranked(
     "What moved the score of one row, as plain data"
     columns = (ex.features, shown(enc, ex.codes[i]), ex.values[i].tolist(), ex.score_values[i].tolist())
     names = ("feature", "value", "contribution", "in_score")
-    rows = [dict(zip(names, row, strict=False)) for row in zip(*columns, strict=False)]
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     return sorted(rows, key=lambda row: -abs(row["contribution"]))
 
 # %% ../../nbs/model/07_contributions.ipynb #576f8a83

@@ -36,7 +36,7 @@ def features(self:Encoder)->list[str]:
 @patch(as_prop=True)
 def categories(self:Encoder)->dict[str, list[str]]:
     "Each categorical feature with its categories in code order"
-    return dict(zip(self.categorical, self.levels, strict=False))
+    return dict(zip(self.categorical, self.levels, strict=True))
 
 # %% ../../nbs/model/00_encoding.ipynb #32261672
 @patch
@@ -126,7 +126,7 @@ def shown(
     count = len(enc.numeric)
     numbers = ["missing" if np.isnan(value) else f"{value:g}" for value in z[:count]]
     names = []
-    for value, levels in zip(z[count:], enc.levels, strict=False):
+    for value, levels in zip(z[count:], enc.levels, strict=True):
         names.append("missing or never seen" if np.isnan(value) else levels[int(value)])
     return numbers + names
 

@@ -111,7 +111,7 @@ def _fill_masks(nodes, first, last, cuts, start, masks):
 
 # %% ../../nbs/model/01_inference.ipynb #8f885c39
 @numba.njit(cache=True, nogil=True)
-def _score_trees(Z, feature, threshold, left, right, missing_left, value, root, baseline):
+def _score_trees(Z, feature, threshold, left, right, missing_left, value, root, baseline):  # noqa: PLR0913 - compiled
     "Raw scores by walking each tree from its root"
     out = np.empty(len(Z))
     for i in range(len(Z)):

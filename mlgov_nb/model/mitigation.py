@@ -23,7 +23,7 @@ def together(
     groups:list[np.ndarray], # Per protected attribute, the group of each row
 )->np.ndarray: # One group per row: the intersection
     "Cross several protected attributes into one"
-    if len(groups) > 1: return np.array([" & ".join(group) for group in zip(*groups, strict=False)])
+    if len(groups) > 1: return np.array([" & ".join(group) for group in zip(*groups, strict=True)])
     return np.asarray(groups[0]).astype(str)
 
 # %% ../../nbs/model/04_mitigation.ipynb #a7fedcb2

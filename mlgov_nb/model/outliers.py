@@ -8,6 +8,7 @@ __all__ = ['Outliers', 'fit_outliers', 'to_arrays', 'from_arrays']
 # %% ../../nbs/model/06_outliers.ipynb #8100a4c6
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numba
 import numpy as np
@@ -193,7 +194,7 @@ def _rarities(enc, Z):
     "Of each feature, digits of surprise of its categories and of a missing value; a number has one category, 'present'"
     count = len(enc.numeric)
     numbers = [_rarity(np.where(np.isnan(column), np.nan, 0), 1) for column in Z[:, :count].T]
-    return numbers + [_rarity(column, len(levels)) for column, levels in zip(Z[:, count:].T, enc.levels, strict=False)]
+    return numbers + [_rarity(column, len(levels)) for column, levels in zip(Z[:, count:].T, enc.levels, strict=True)]
 
 # %% ../../nbs/model/06_outliers.ipynb #b455c0e8
 def _joint(X):
@@ -242,7 +243,7 @@ def to_arrays(
 # %% ../../nbs/model/06_outliers.ipynb #c43885e3
 def _parted(values, starts):
     "What `_joined` joined"
-    return [values[begin:end] for begin, end in zip(starts, starts[1:], strict=False)]
+    return [values[begin:end] for begin, end in pairwise(starts)]
 
 # %% ../../nbs/model/06_outliers.ipynb #4b52c5c5
 def from_arrays(

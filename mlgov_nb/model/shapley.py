@@ -9,6 +9,7 @@ __all__ = ['MOST', 'BYTES', 'NODES', 'BLOCK', 'FEW', 'EXACT', 'PAIRS', 'tree_tab
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from math import factorial
 
 import numba
@@ -90,7 +91,7 @@ def _paths(nodes):
 
 # %% ../../nbs/model/02_shapley.ipynb #8a6800d9
 @numba.njit(cache=True, nogil=True)
-def _leaf_shap(v, pattern, f, z, x, w, fixed, known, out):
+def _leaf_shap(v, pattern, f, z, x, w, fixed, known, out):  # noqa: PLR0913 - compiled
     "SHAP values of one leaf's features for a pattern of satisfied conditions, by quadrature at `x` with weights `w`"
     n = len(z)
     out[:n] = 0.0
@@ -131,7 +132,7 @@ def _offsets(k, most):
 
 # %% ../../nbs/model/02_shapley.ipynb #dc65b7f6
 @numba.njit(cache=True)
-def _fill_tables(value, start, f, z, offset, x, w, fixed, known):
+def _fill_tables(value, start, f, z, offset, x, w, fixed, known):  # noqa: PLR0913 - compiled
     "One table per leaf: 2**k patterns by k features"
     table = np.zeros(offset[-1])
     for m in range(len(value)):
@@ -158,7 +159,7 @@ def tree_tables(
     leaves, start, f, lo, hi, passes, z = _paths(tuple(arrays[name] for name in NODES))
     value = arrays["value"][leaves]
     k = np.diff(start)
-    share = np.array([z[begin:end].prod() for begin, end in zip(start, start[1:], strict=False)])
+    share = np.array([z[begin:end].prod() for begin, end in pairwise(start)])
     offset = _offsets(k, most)
     x, w = _quadrature((max(k.max(initial=1), 1) + 1) // 2)
     fixed, known = given if given is not None else (-1, False)

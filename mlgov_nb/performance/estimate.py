@@ -546,7 +546,7 @@ def _parts(learned, row_count, groups):
     return out + [_Part(name, rows, reference[learned.at]) for name, (rows, reference) in (groups or {}).items()]
 
 # %% ../../nbs/performance/02_estimate.ipynb #354f8f49
-def estimate(
+def estimate( # noqa: PLR0913 - settings with defaults
     learned:Learned, # From `learn`
     df:pd.DataFrame, # Rows of the window
     score:np.ndarray, # Their scores

@@ -6,6 +6,8 @@
 __all__ = ['SAMPLES', 'FEWEST', 'BANDS', 'next_labels', 'sampled_quality']
 
 # %% ../../nbs/performance/05_label_budget.ipynb #a8b33afa
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
@@ -27,6 +29,14 @@ def _auc_influence(p, variance, score):
     pull = (below / N.sum() - auc) / P.mean() - (above / P.sum() - auc) / N.mean()
     return pull[bins.at] ** 2 * variance
 
+# %% ../../nbs/performance/05_label_budget.ipynb #e1f1f7e8
+@dataclass
+class _Labelled:
+    "Rows of a window that were drawn and labelled"
+    at: np.ndarray          # their positions in the window
+    y: np.ndarray           # their labels
+    weights: np.ndarray     # for how many rows each stands: as drawn, then one line for each bootstrap sample
+
 # %% ../../nbs/performance/05_label_budget.ipynb #993fb49b
 class _OutcomeSample:
     "A sample of labels that are yes or no"
@@ -36,13 +46,13 @@ class _OutcomeSample:
         return p, p * (1 - p)
 
     def worth_knowing(self, p, variance, score):
-        "How much a label of each row tells about accuracy and, as scores rank, about AUC"
+        "How much a label of each row adds to what is known of accuracy and, as scores rank, of AUC"
         pull = _auc_influence(p, variance, score)
         return np.sqrt(variance / variance.mean() + pull / pull.mean())
 
-    def measured(self, learned, df, score, p, at, weights, y, threshold, value):
+    def measured(self, learned, df, score, p, sample, threshold, value):
         "Quality measures, one of each for each row of weights"
-        return _binary_sampled(score, p, at, weights, y, threshold, value)
+        return _binary_sampled(score, p, sample, threshold, value)
 
 # %% ../../nbs/performance/05_label_budget.ipynb #5eb421e5
 class _ErrorSample:
@@ -52,14 +62,14 @@ class _ErrorSample:
         return score - terms[:, 0], np.maximum(terms[:, 2], 1e-12)
 
     def worth_knowing(self, p, variance, score):
-        "How much a label of each row tells about the error"
+        "How much a label of each row adds to what is known of the error"
         return np.sqrt(variance)
 
-    def measured(self, learned, df, score, p, at, weights, y, threshold, value):
-        return _error_sampled(learned, df, score, at, weights, y, value)
+    def measured(self, learned, df, score, p, sample, threshold, value):
+        return _error_sampled(learned, df, score, sample, value)
 
 # %% ../../nbs/performance/05_label_budget.ipynb #dfefd204
-SAMPLES = dict(binary=_OutcomeSample(), regression=_ErrorSample())      # task: what a sample of its labels tells
+SAMPLES = dict(binary=_OutcomeSample(), regression=_ErrorSample())      # task: what a sample of its labels shows
 
 # %% ../../nbs/performance/05_label_budget.ipynb #86319ed3
 FEWEST = 10      # fewer labels say nothing
@@ -100,7 +110,13 @@ def _check_request(learned, df, budget, id):
     if not FEWEST <= budget <= len(df):
         raise MlgovError(f"--budget {budget}: expected {FEWEST} to {len(df):,}, the rows without a label")
     twice = df[id][df[id].duplicated()]
-    if len(twice): raise MlgovError(f"{id} {twice.iloc[0]} is there twice: labels could not be told apart")
+    if len(twice): raise MlgovError(f"{id} {twice.iloc[0]} is there twice: its labels could not be assigned")
+
+# %% ../../nbs/performance/05_label_budget.ipynb #ec7be314
+def _drawn_rows(stratum, n, rng):
+    "Positions of rows drawn at random, `n` of each stratum"
+    drawn = [rng.permutation(np.flatnonzero(stratum == i))[:count] for i, count in enumerate(n)]
+    return np.sort(np.concatenate(drawn).astype(int))
 
 # %% ../../nbs/performance/05_label_budget.ipynb #6d4a5a88
 def next_labels(
@@ -122,8 +138,7 @@ def next_labels(
     rows = np.bincount(stratum)
     n = _allocate(rows, np.maximum(np.bincount(stratum, weights=weight) / rows, 1e-3), budget)
     rng = np.random.default_rng(learned.seed if seed is None else seed)
-    drawn = [rng.permutation(np.flatnonzero(stratum == i))[:count] for i, count in enumerate(n)]
-    at = np.sort(np.concatenate(drawn).astype(int))
+    at = _drawn_rows(stratum, n, rng)
     probability = (n / rows)[stratum[at]]
     return pd.DataFrame({id: df[id].to_numpy()[at], "score": score[at], "stratum": names.to_numpy()[at],
                          "probability": probability, "weight": 1 / probability})
@@ -156,24 +171,25 @@ def _redrawn(stratum, w, draws, rng):
     return out
 
 # %% ../../nbs/performance/05_label_budget.ipynb #8415e84e
-def _corrected(bins, base, at, weights, gap):
-    "Expected outcomes per bin plus weighted corrections, one table per row of `weights`"
-    size = len(bins.score)
-    added = [np.bincount(bins.at[at], weights=w * gap, minlength=size) for w in np.atleast_2d(weights)]
+def _corrected(bins, base, sample, gap):
+    "Expected outcomes per bin plus weighted corrections, one table per row of weights"
+    size, at = len(bins.score), bins.at[sample.at]
+    added = [np.bincount(at, weights=w * gap, minlength=size) for w in np.atleast_2d(sample.weights)]
     return base + np.stack(added)
 
 # %% ../../nbs/performance/05_label_budget.ipynb #855c6536
-def _binary_sampled(score, p, at, weights, y, threshold, value):
+def _binary_sampled(score, p, sample, threshold, value):
     "Quality measures from corrected tables of expected outcomes"
     bins = bins_of(score, threshold, 50)
-    P = _corrected(bins, bins.sums(p)[0], at, weights, y - p[at])
-    N = _corrected(bins, bins.sums(1 - p)[0], at, weights, 1 - y - (1 - p)[at])
+    P = _corrected(bins, bins.sums(p)[0], sample, sample.y - p[sample.at])
+    N = _corrected(bins, bins.sums(1 - p)[0], sample, 1 - sample.y - (1 - p)[sample.at])
     return binary_expected(P, N, bins, value)
 
 # %% ../../nbs/performance/05_label_budget.ipynb #8d83229a
-def _error_sampled(learned, df, score, at, weights, y, value):
+def _error_sampled(learned, df, score, sample, value):
     "Means of errors, their sizes and squares over all rows, corrected by the sample"
-    def mean(all_rows, own): return all_rows.mean() + weights @ (own - all_rows[at]) / len(score)
+    at, y = sample.at, sample.y
+    def mean(all_rows, own): return all_rows.mean() + sample.weights @ (own - all_rows[at]) / len(score)
     expected = expected_errors(learned.fitted[0], np.c_[codes(learned.encoder, df), score])
     observed = error_terms(score[at] - y)
     bias, mae, mse = (mean(expected[:, i], observed[:, i]) for i in range(3))
@@ -188,7 +204,7 @@ def _error_sampled(learned, df, score, at, weights, y, value):
 def _labelled_sample(learned, df, sample, id):
     "The drawn rows that have a label, and their positions"
     if df[id].duplicated().any() or sample[id].duplicated().any():
-        raise MlgovError(f"an {id} is there twice: labels could not be told apart")
+        raise MlgovError(f"an {id} is there twice: its labels could not be assigned")
     drawn = sample.dropna(subset="label")
     wrong = drawn.label[~learned.task.valid_labels(drawn.label)]
     if len(wrong): raise MlgovError(f"label {wrong.iloc[0]:g}: expected {learned.task.label_words}")
@@ -225,6 +241,6 @@ def sampled_quality(
     if len(drawn) < len(sample): w = w * len(df) / w.sum()
     p, _ = kind.outcome(learned, codes(learned.encoder, df), score)
     redrawn = _redrawn(drawn.stratum.to_numpy(), w, draws, np.random.default_rng(learned.seed))
-    weights = np.vstack([w, redrawn])
-    found = kind.measured(learned, df, score, p, at, weights, y, threshold, value)
+    labelled = _Labelled(at, y, np.vstack([w, redrawn]))
+    found = kind.measured(learned, df, score, p, labelled, threshold, value)
     return [_sampled_measure(name, values, len(drawn)) for name, values in found.items()]

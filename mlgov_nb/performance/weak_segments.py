@@ -238,7 +238,7 @@ def _check_loss(loss, row_count):
     if infinite: raise ValueError(f"the loss of {infinite:,} rows is infinite")
 
 # %% ../../nbs/performance/06_weak_segments.ipynb #ba2fafec
-def find_segments(
+def find_segments( # noqa: PLR0913 - settings with defaults
     enc:Encoder, # Preprocessing; any columns, the model's or not
     Z:np.ndarray, # Codes
     loss:np.ndarray, # Of each row, larger is worse; NaN where unlabelled
@@ -287,7 +287,7 @@ def _regression_quality(y, score, subject, threshold, min_n):
 QUALITY = dict(binary=_binary_quality, regression=_regression_quality)     # task: what describes a segment
 
 # %% ../../nbs/performance/06_weak_segments.ipynb #f00298ba
-def weak_segments(
+def weak_segments( # noqa: PLR0913 - settings with defaults
     enc:Encoder, # Preprocessing; any columns, the model's or not
     Z:np.ndarray, # Codes
     y:np.ndarray, # Target, NaN where unlabelled

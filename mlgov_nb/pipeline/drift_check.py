@@ -133,10 +133,10 @@ def _with_rows(comparison, rows, columns, model):
     if not model or "score" in comparison.before: return comparison
     bins = profile(before[["score"]])
     return replace(comparison, before=comparison.before | bins, now=comparison.now | profile(now, bins),
-                   quiet=[found | profile(frame, bins) for found, frame in zip(comparison.quiet, quiet, strict=False)])
+                   quiet=[found | profile(frame, bins) for found, frame in zip(comparison.quiet, quiet, strict=True)])
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #5ed30cbd
-def drift_of(
+def drift_of( # noqa: PLR0913 - settings with defaults, as `mlgov drift` has them
     reference:Path, # A CSV or Parquet file, or a profile
     current:Path, # The same; a profile must have the reference's bins
     card:Card|None=None, # Whose features are compared; all columns without one

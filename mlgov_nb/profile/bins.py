@@ -172,13 +172,13 @@ def add(self:_Learner,
     "Learn from a piece of the reference"
     def numbers_of(name): return reading(where, name, as_numbers, arrays[name], self.kinds[name], name, where)
     def categories_of(name): return reading(where, name, category_counts, arrays[name])
-    values = dict(zip(self.numbers, pool.map(numbers_of, self.numbers), strict=False))
+    values = dict(zip(self.numbers, pool.map(numbers_of, self.numbers), strict=True))
     self.sample.add_rows(file, start, values)
     ranges = pool.map(_range, values.values())
-    for name, (low, high) in zip(self.numbers, ranges, strict=False): self._widen(name, low, high)
+    for name, (low, high) in zip(self.numbers, ranges, strict=True): self._widen(name, low, high)
     found = pool.map(categories_of, list(self.categories))
-    for name, (categories, counts, _) in zip(self.categories, found, strict=False):
-        self._count(name, zip(categories, counts.tolist(), strict=False))
+    for name, (categories, counts, _) in zip(self.categories, found, strict=True):
+        self._count(name, zip(categories, counts.tolist(), strict=True))
     self.rows += len(next(iter(arrays.values())))
 
 # %% ../../nbs/profile/03_bins.ipynb #8771703d
@@ -208,7 +208,7 @@ def _column(self:_Learner, name, sample):
 def bins(self:_Learner)->Profile: # Nothing counted yet
     "The bins"
     self.sample.shrink()
-    sample = dict(zip(self.numbers, self.sample.rows[0], strict=False)) if self.sample.rows else {}
+    sample = dict(zip(self.numbers, self.sample.rows[0], strict=True)) if self.sample.rows else {}
     return {name: self._column(name, sample) for name in self.kinds}
 
 # %% ../../nbs/profile/03_bins.ipynb #75574a84

@@ -8,6 +8,7 @@ __all__ = ['Profile', 'Column', 'moments', 'bin_means', 'labels', 'ProfileMismat
 # %% ../../nbs/profile/02_column.ipynb #19ec34f7
 from dataclasses import dataclass, replace
 from datetime import datetime, UTC
+from itertools import pairwise
 
 import numpy as np
 from fastcore.basics import patch
@@ -72,7 +73,8 @@ def bin_means(
     c:Column, # A numeric column
 )->np.ndarray: # One per bin of finite values, NaN where a bin is empty
     "Mean of the values in each bin"
-    return np.array([total / (n << UNIT) if n else np.nan for total, n in zip(c.sums, c.counts, strict=False)])
+    pairs = zip(c.sums, c.counts, strict=False)     # the last counts are of values that are not finite or missing
+    return np.array([total / (n << UNIT) if n else np.nan for total, n in pairs])
 
 # %% ../../nbs/profile/02_column.ipynb #d1e28f94
 def _number_text(number):
@@ -94,7 +96,7 @@ def _number_labels(column):
     text = _time_text if column.kind == "time" else _number_text
     edges = [text(edge) for edge in (column.low, *column.bins)]
     high = text(column.high)
-    between = [f"{lower} to <{upper}" for lower, upper in zip(edges, edges[1:], strict=False)]
+    between = [f"{lower} to <{upper}" for lower, upper in pairwise(edges)]
     inner = edges if column.each else [*between, f"{edges[-1]} to {high}"]
     return [f"<{edges[0]}", *inner, f">{high}", "(-inf)", "(inf)", "(missing)"]
 
@@ -144,8 +146,8 @@ def _best(choose, one, other):
 # %% ../../nbs/profile/02_column.ipynb #662b2368
 def _add_columns(one, other):
     "The sum of two columns with the same bins"
-    return replace(one, counts=tuple(map(sum, zip(one.counts, other.counts, strict=False))),
-                   sums=tuple(map(sum, zip(one.sums, other.sums, strict=False))), squares=one.squares + other.squares,
+    return replace(one, counts=tuple(map(sum, zip(one.counts, other.counts, strict=True))),
+                   sums=tuple(map(sum, zip(one.sums, other.sums, strict=True))), squares=one.squares + other.squares,
                    least=_best(min, one.least, other.least), most=_best(max, one.most, other.most))
 
 # %% ../../nbs/profile/02_column.ipynb #b2cc02c1

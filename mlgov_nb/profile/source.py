@@ -118,7 +118,7 @@ def _fields(source):
         raise DataError(f"{source}: no such file") from None
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source}: cannot be read: {one_line(error, 200)}") from None
-    return list(zip(schema.names, schema.types, strict=False))
+    return list(zip(schema.names, schema.types, strict=True))
 
 # %% ../../nbs/profile/01_source.ipynb #8dd84c88
 def schema_of(

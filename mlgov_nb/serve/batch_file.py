@@ -157,7 +157,7 @@ def _csv_reader(source, mark, types, on_bad_row):
 def _respelled(batch, known):
     "A batch whose categories are spelled as training spelled them"
     columns = []
-    for name, column in zip(batch.schema.names, batch.columns, strict=False):
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if name in known:
             texts = _spelled_as_trained(column.dictionary, known[name])
             column = pa.DictionaryArray.from_arrays(column.indices, texts)

@@ -15,6 +15,7 @@ from uvicorn.protocols.http import auto, httptools_impl
 # %% ../../nbs/serve/15_head_limits.ipynb #b1787aae
 MAX_HEAD, MAX_SECONDS = 65_536, 10.0      # bytes of a request's head, seconds for it to arrive
 
+# %% ../../nbs/serve/15_head_limits.ipynb #0998e494
 class Bounded(httptools_impl.HttpToolsProtocol):
     "uvicorn's protocol with limits on a request's head"
     head_bytes: float = 0     # of the head that is arriving

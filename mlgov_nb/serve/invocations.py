@@ -70,7 +70,7 @@ def _rows(schema, raw, field):
 # %% ../../nbs/serve/05_invocations.ipynb #6e84c9c5
 def _typed_rows(rows):
     "Rows of the model's row type"
-    return RequestRows(list(zip(*map(astuple, rows), strict=False)), len(rows))
+    return RequestRows(list(zip(*map(astuple, rows), strict=True)), len(rows))
 
 # %% ../../nbs/serve/05_invocations.ipynb #f2dabeb2
 def _unwrapped(schema, row):
@@ -103,7 +103,7 @@ def _rows_in_order(schema, rows, names):
     same_form = set(map(type, rows)) == {list} and set(map(len, rows)) == {len(names)}
     if not same_form:
         _refuse_form(rows, names)
-    return checked_columns(schema, dict(zip(names, zip(*rows, strict=False), strict=False)), len(rows))
+    return checked_columns(schema, dict(zip(names, zip(*rows, strict=True), strict=True)), len(rows))
 
 # %% ../../nbs/serve/05_invocations.ipynb #356a1352
 def _refuse_form(rows, names):
@@ -231,7 +231,7 @@ def _csv_rows(schema, body):
     check_row_count(schema, len(lines))
     _check_cell_counts(names, lines)
     try:
-        pairs = zip(names, zip(*lines, strict=False), strict=False)
+        pairs = zip(names, zip(*lines, strict=True), strict=True)
         columns = {name: _cell_values(schema, name, cells) for name, cells in pairs}
         return checked_columns(schema, columns, len(lines)), has_header
     except BadRequest as refusal:
@@ -341,7 +341,7 @@ def _answers(scored):
     if scored.outlier is not None:
         columns["outlier"] = scored.outlier.tolist()
     columns["warnings"] = scored.warnings
-    return [dict(zip(columns, row, strict=False)) for row in zip(*columns.values(), strict=False)]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 # %% ../../nbs/serve/05_invocations.ipynb #a4bd55b2
 def write_invocations(
@@ -354,7 +354,7 @@ def write_invocations(
     if kind == "application/json": return msgspec.json.encode(dict(predictions=_answers(scored))), kind
     if kind == "application/jsonlines": return msgspec.json.Encoder().encode_lines(_answers(scored)), kind
     decisions = [""] * scored.n if scored.decision is None else scored.decision.tolist()
-    rows = zip(scored.score.tolist(), decisions, scored.ids, strict=False)
+    rows = zip(scored.score.tolist(), decisions, scored.ids, strict=True)
     return "".join(f"{score!r},{decision},{name}\n" for score, decision, name in rows).encode(), kind
 
 # %% ../../nbs/serve/05_invocations.ipynb #bb4ef8c6

@@ -220,7 +220,7 @@ def check(
     request:RequestRows, # Rows of any protocol
 )->RequestRows: # The same
     "Look at every value; `BadRequest` 422 names row, field, what was found and what was expected"
-    for index, (name, column) in enumerate(zip(schema.columns, request.columns, strict=False)):
+    for index, (name, column) in enumerate(zip(schema.columns, request.columns, strict=True)):
         for row, value in enumerate(column):
             if not _fits(schema, index, value): raise _misfit(schema, name, row, value, request.n)
     return request
@@ -281,12 +281,12 @@ def read_native(
 
 # %% ../../nbs/serve/01_request.ipynb #8974bd4b
 def _read_many(schema, body, message):
-    "Read a body that is not one row; `message` is what the decoder of one row said"
+    "Read a body that is not one row; `message` is the error of the decoder of one row"
     if not body.strip():
         raise BadRequest(400, 'the body is empty; expected one row {"feature": value, ...} or {"rows": [row, ...]}')
     try:
         rows = schema.many_decoder.decode(body).rows
-        return RequestRows(list(zip(*map(astuple, rows), strict=False)), len(rows))
+        return RequestRows(list(zip(*map(astuple, rows), strict=True)), len(rows))
     except MALFORMED as error:
         if "`rows`" in message:
             message = str(error)
@@ -294,7 +294,7 @@ def _read_many(schema, body, message):
 
 # %% ../../nbs/serve/01_request.ipynb #5bc82887
 def _refuse(schema, body, message):
-    "Raise `BadRequest` with the reason why a body is refused; `message` is what the decoder said"
+    "Raise `BadRequest` with the reason why a body is refused; `message` is the decoder's error"
     if "out of range" in message: raise BadRequest(422, message)
     request = _plain(body)
     if not isinstance(request, dict):

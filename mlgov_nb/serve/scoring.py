@@ -226,6 +226,7 @@ def _outlier_flags(scorer, codes):
 def _code(scorer, row, warnings, strange):
     "Codes of one row's features; fills `warnings` and `strange`"
     codes = []
+    # a row goes on with protected values and the subject, which have no codes
     features = zip(row, scorer.category_codes, scorer.low, scorer.high, strict=False)
     for index, (value, category_codes, low, high) in enumerate(features):
         if value is None:

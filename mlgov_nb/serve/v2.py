@@ -272,7 +272,7 @@ def _columns(schema, tensors, parts, row_count, matrix):
     "Columns by name from tensors and their bytes"
     columns, width = {}, len(schema.names)
     roles = column_roles(schema)
-    for tensor, raw in zip(tensors, parts, strict=False):
+    for tensor, raw in zip(tensors, parts, strict=True):
         if tensor.name in columns: raise _refusal(tensor, "came twice", "each tensor once")
         if tensor is matrix:
             values = _values(tensor, raw, row_count, width, "numeric", False)
@@ -291,7 +291,7 @@ def _request_rows(schema, tensors, parts):
     if missing:
         raise BadRequest(422, f"missing {name_list('tensor', missing)}; expected one for each feature; "
                               "null, NaN or an empty BYTES element is a missing value", field=missing[0])
-    binary = {tensor.name for tensor, raw in zip(tensors, parts, strict=False) if raw is not None}
+    binary = {tensor.name for tensor, raw in zip(tensors, parts, strict=True) if raw is not None}
     if matrix is not None and matrix.data is None:
         binary |= set(schema.names)
     return checked_columns(schema, columns, row_count, binary)
@@ -441,7 +441,7 @@ def v2_model(
     "Model metadata: the tensors that are needed, and those that come back"
     datatypes = dict(numeric="FP64", categorical="BYTES")
     inputs = [dict(name=feature, datatype=datatypes[kind], shape=[-1])
-              for feature, kind in zip(schema.names, schema.kinds, strict=False)]
+              for feature, kind in zip(schema.names, schema.kinds, strict=True)]
     outputs = [dict(name=output, datatype=_OUTPUT_TYPES[output], shape=[-1]) for output in v2_outputs(task, outliers)]
     versions = [str(version) for version in versions]
     return dict(name=name, versions=versions, platform="mlgov-nb", inputs=inputs, outputs=outputs)

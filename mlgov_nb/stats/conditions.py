@@ -8,7 +8,7 @@ __all__ = ['MOST_LEVELS', 'MAX_PAIRED', 'axes_of', 'axis_pairs', 'condition_text
 
 # %% ../../nbs/stats/04_conditions.ipynb #8360135b
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def _range_conditions(name, cuts):
     between = np.eye(cells, dtype=int)[1:-1]
     sets = np.vstack([below, 1 - below, between])
     names = [f"{name} < {text}" for text in texts] + [f"{name} ≥ {text}" for text in texts]
-    names += [f"{low} ≤ {name} < {high}" for low, high in zip(texts, texts[1:], strict=False)]
+    names += [f"{low} ≤ {name} < {high}" for low, high in pairwise(texts)]
     return sets, names
 
 # %% ../../nbs/stats/04_conditions.ipynb #3d06b3dd

@@ -177,7 +177,7 @@ def calibration_measures(
     if len(y) < min_n or len(set(y)) < 2: return [measure(name, subject, None, len(y)) for name in CALIBRATION]
     error, low, high = calibration_error(y, score, draws, rng)
     measures = [measure("calibration_error", subject, error, len(y), low, high)]
-    for name, (value, deviation) in zip(CALIBRATION[1:], _cox_line(y, score), strict=False):
+    for name, (value, deviation) in zip(CALIBRATION[1:], _cox_line(y, score), strict=True):
         measures.append(measure(name, subject, value, len(y), value - Z95 * deviation, value + Z95 * deviation))
     return measures
 
@@ -334,7 +334,7 @@ def calibration_curve(
     known = pd.DataFrame(dict(bin=_score_bins(score[labelled], bins), score=score[labelled], y=y[labelled]))
     columns = dict(mean_score=("score", "mean"), rate=("y", "mean"), n=("y", "size"), hits=("y", "sum"))
     curve = known.groupby("bin").agg(**columns)
-    low, high = zip(*(wilson(hits, n) for hits, n in zip(curve.hits, curve.n, strict=False)), strict=False)
+    low, high = zip(*(wilson(hits, n) for hits, n in zip(curve.hits, curve.n, strict=True)), strict=True)
     return curve.drop(columns="hits").assign(low=low, high=high).reset_index(drop=True)
 
 # %% ../../nbs/stats/02_quality.ipynb #ca923266
@@ -404,12 +404,12 @@ def regression_measures(
     ]
 
 # %% ../../nbs/stats/02_quality.ipynb #4e100703
-def _binary_quality(y, score, threshold, min_n, draws, seed, subject, value, errors):
+def _binary_quality(y, score, threshold, min_n, draws, seed, subject, value, errors):  # noqa: PLR0913 - as quality
     "Of a classifier; errors are of no use to it"
     return binary_measures(y, score, threshold, min_n, draws, seed, subject, value)
 
 # %% ../../nbs/stats/02_quality.ipynb #b47aa2a9
-def _regression_quality(y, score, threshold, min_n, draws, seed, subject, value, errors):
+def _regression_quality(y, score, threshold, min_n, draws, seed, subject, value, errors):  # noqa: PLR0913 - as quality
     "Of a regression, which has no threshold and draws nothing"
     return regression_measures(y, score, min_n, subject, errors, value)
 
@@ -417,7 +417,7 @@ def _regression_quality(y, score, threshold, min_n, draws, seed, subject, value,
 QUALITY = dict(binary=_binary_quality, regression=_regression_quality)     # task: how its quality is measured
 
 # %% ../../nbs/stats/02_quality.ipynb #769dffc3
-def quality(
+def quality( # noqa: PLR0913 - what every task's measures need
     task:str, # 'binary' or 'regression'
     y:np.ndarray, # Target, NaN where unlabelled
     score:np.ndarray, # Scores

@@ -31,7 +31,7 @@ def adjust_tables(
     adjusted = adjust(np.concatenate([table.p for table in tables.values()]))
     ends = np.cumsum([len(table) for table in tables.values()])
     parts = np.split(adjusted, ends[:-1])
-    return {name: table.assign(p_adjusted=part) for (name, table), part in zip(tables.items(), parts, strict=False)}
+    return {name: table.assign(p_adjusted=part) for (name, table), part in zip(tables.items(), parts, strict=True)}
 
 # %% ../../nbs/stats/01_significance.ipynb #bbd34c16
 def _exponential_tail(statistic, simulated):

@@ -16,9 +16,9 @@ from .significance import tail_p
 
 # %% ../../nbs/stats/03_two_sample.ipynb #ff75388f
 def js_of_auc(
-    area:float, # AUC with which two distributions are told apart
+    area:float, # AUC with which a classifier distinguishes two distributions
 )->float: # Jensen-Shannon distance, 0 to 1
-    "The Jensen-Shannon distance of two normal distributions that can be told apart with this AUC"
+    "The Jensen-Shannon distance of two normal distributions that a classifier distinguishes with this AUC"
     shift = np.sqrt(2) * ndtri(np.clip(area, 0.5, 1 - 1e-9))
     return float(min(1.0, shift / np.sqrt(8 * np.log(2))))
 
@@ -96,7 +96,7 @@ def domain_classifier(
     old, new = _take(old, max_rows, rng), _take(new, max_rows, rng)
     halves = [_half_of(old, new, 0), _half_of(old, new, 1)]
     models = [_window_classifier(rows, y, seed) for rows, y in halves]
-    unseen = list(zip(models, halves[::-1], strict=False))       # each model with the half that it has not seen
+    unseen = list(zip(models, halves[::-1], strict=True))       # each model with the half that it has not seen
     area, half, p = _cross_fitted_auc([(y, model.predict_proba(rows)[:, 1]) for model, (rows, y) in unseen])
     drops = np.zeros(len(names))
     if explain and p < 0.05: drops = sum(_auc_drops(model, rows, y, rng) / 2 for model, (rows, y) in unseen)

@@ -220,6 +220,7 @@ def _level(checks, limits):
 NO_PARITY = ("Cannot tell: no limit applies, because the card requires parity for no attribute "
              "(`protected: ... parity: true`)")
 
+# %% ../../nbs/verdict/00_judge.ipynb #07996a27
 def judge(
     audit:str, # Which audit
     records:list[dict], # What it measured

@@ -53,7 +53,7 @@ def _differs(committed:dict, current:dict, exact:bool)->bool:
 def _other_rows(file, committed, current):
     "A sentence for each window that does not hold the committed rows"
     sentences = []
-    for old, new in zip(committed, current, strict=False):
+    for old, new in zip(committed, current, strict=False):    # a record too many is named by its measures
         if old["window"] == new["window"]: continue
         hashes = f"({old['window']['sha256']} committed, {new['window']['sha256']} now)"
         sentences.append(f"{file}: window {old['window']['name']} has other rows {hashes}")
