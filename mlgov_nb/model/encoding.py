@@ -38,6 +38,12 @@ def categories(self:Encoder)->dict[str, list[str]]:
     "Each categorical feature with its categories in code order"
     return dict(zip(self.categorical, self.levels, strict=True))
 
+# %% ../../nbs/model/00_encoding.ipynb #5c0de0f2
+@patch(as_prop=True)
+def code_of(self:Encoder)->dict[str, dict[str, float]]:
+    "Categorical feature: the code of each category"
+    return {name: {level: float(code) for code, level in enumerate(levels)} for name, levels in self.categories.items()}
+
 # %% ../../nbs/model/00_encoding.ipynb #32261672
 @patch
 def to_dict(self:Encoder)->dict: # Plain data for JSON
@@ -108,13 +114,13 @@ def codes_of(
     records:list[dict], # One dict per row: numbers, category names, None for missing
 )->np.ndarray: # float64, rows x features
     "The same codes as `codes`, from plain records"
-    positions = {name: {level: float(i) for i, level in enumerate(levels)} for name, levels in enc.categories.items()}
+    code_of = enc.code_of
     out = np.full((len(records), len(enc.features)), np.nan)
     for i, record in enumerate(records):
         for j, name in enumerate(enc.features):
             value = record.get(name)
             if value is None: continue
-            out[i, j] = positions[name].get(value, np.nan) if name in positions else value
+            out[i, j] = code_of[name].get(value, np.nan) if name in code_of else value
     return out
 
 # %% ../../nbs/model/00_encoding.ipynb #0de288ef

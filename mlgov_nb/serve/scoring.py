@@ -23,7 +23,7 @@ import numpy as np
 from ..data.card import Card
 from ..explanation.counterfactuals import counterfactuals
 from ..explanation.reasons import reasons
-from ..log.record import Clock, Ids, iso
+from ..log.record import Clock, Ids, RECORD, iso
 from ..log.subject import subject_key
 from ..model.artifact import Artifact, card_of, load
 from ..model.contributions import NotAdditive, explain_codes, ranked
@@ -159,23 +159,18 @@ class Scorer:
 def _prepare_features(self:Scorer, features):
     "Codes of categories and ranges of numbers, by the feature's position"
     encoder = self.art.encoder
+    code_of = encoder.code_of
     self.feature_count = len(features)
-    self.category_codes = [_category_codes(encoder, feature) for feature in features]
+    self.category_codes = [code_of.get(feature["name"]) for feature in features]     # None: a number
     self.low = [feature["low"] if feature.get("low") is not None else -np.inf for feature in features]
     self.high = [feature["high"] if feature.get("high") is not None else np.inf for feature in features]
     if [feature["name"] for feature in features] != encoder.features:
         raise MlgovError(f"{self.art.folder}: the model's features and its encoder's differ; train it again")
 
-# %% ../../nbs/serve/02_scoring.ipynb #d79e9b8c
-def _category_codes(encoder, feature):
-    "The code of each category of a feature; None for a numeric one"
-    if feature["kind"] != "categorical": return None
-    return {category: float(code) for code, category in enumerate(encoder.categories[feature["name"]])}
-
 # %% ../../nbs/serve/02_scoring.ipynb #5410696f
 def _record_type(columns):
     "A msgspec type of one log record: its own fields, then the request's columns; `UNSET` is left out"
-    own = ["prediction_id", "ts", "model", "version", "arm", "score", "decision", "latency_ms"]
+    own = [name for name in RECORD if name != "subject"]     # the subject is among the columns
     fields: list[tuple] = [(name, object) for name in own]
     fields += [(f"c{index}", object, msgspec.field(name=name)) for index, name in enumerate(columns)]
     return msgspec.defstruct("Record", fields)
