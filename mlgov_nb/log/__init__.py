@@ -10,7 +10,7 @@ import lazy_loader
 
 # %% ../../nbs/log/index.ipynb #2e79febf
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "record": ["card_fields", "Clock", "Ids", "iso", "RESERVED"],
+    "record": ["card_fields", "Clock", "Ids", "iso", "RECORD", "RESERVED"],
     "subject": ["subject_key", "subject_secret"],
     "segment": ["adopt", "LogError", "Segment", "SegmentInfo", "segments"],
     "example": ["example_log", "example_records"],
