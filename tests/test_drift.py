@@ -261,8 +261,8 @@ def test_a_broken_link_between_columns_is_a_warning(here):
     new.assign(y=linked / linked.std()).to_csv(here.root/"new.csv", index=False)
     assert run_json(here, "mlgov drift old.csv new.csv --json")["verdict"] == "pass"
     full = run_json(here, "mlgov drift old.csv new.csv --full --json")
-    told_apart = "domain classifier: rows of the two windows are told apart with AUC 0.9"
-    assert full["verdict"] == "warn" and re.search(told_apart, full["line"])
+    distinguished = "domain classifier: rows of the two windows are distinguished with AUC 0.9"
+    assert full["verdict"] == "warn" and re.search(distinguished, full["line"])
 
 
 @pytest.mark.slow("a whole drift audit")

@@ -66,7 +66,7 @@ def _scores(old, new):
 def _domain_row(domain, n):
     "The domain classifier's row, with the three features that distinguish the windows best"
     best = [name for name, loss in list(domain.drops.items())[:3] if loss > 0.005]
-    words = f"rows of the two windows are told apart with AUC {domain.auc:.2f}"
+    words = f"rows of the two windows are distinguished with AUC {domain.auc:.2f}"
     if best: words += f", by {', '.join(best)}"
     return _test_row(n, domain.p, js_of_auc(domain.auc), words=words)
 

@@ -75,8 +75,8 @@ def _group_line(measures:list[Measure], attribute:str, name:str, window:str, tas
     figures = []
     for group, value in group_values(measures, attribute, name).items():
         figures.append(f"{group} {value:.0%}" if task_of(task).decides else f"{group} {number(value)}")
-    told = ", ".join(figures) or "too few rows in every group"
-    return f"- **{attribute}, {window}**, {FIGURES[task][name]}: {told}."
+    phrases = ", ".join(figures) or "too few rows in every group"
+    return f"- **{attribute}, {window}**, {FIGURES[task][name]}: {phrases}."
 
 # %% ../../nbs/fairness/04_summary.ipynb #7f5a50d7
 def _comparison_line(compared:Measure, attribute:str, window:str)->str:
@@ -99,9 +99,9 @@ def _bias_words(group:str, bias:Measure)->str:
 def _bias_line(measures:list[Measure], attribute:str, window:str, task:str)->str:
     "One line of the summary: how far the model estimates each group too high or too low"
     name, meaning = BIAS[task]
-    told = [_bias_words(group, each) for group, each in group_measures(measures, attribute, name).items()]
-    said = f"the model {_listed(told)}" if told else "too few rows in every group"
-    return f"- **{attribute}, {window}**, {meaning}: {said}."
+    phrases = [_bias_words(group, each) for group, each in group_measures(measures, attribute, name).items()]
+    sentence = f"the model {_listed(phrases)}" if phrases else "too few rows in every group"
+    return f"- **{attribute}, {window}**, {meaning}: {sentence}."
 
 # %% ../../nbs/fairness/04_summary.ipynb #a90d8659
 def _with_interval(compared:Measure)->str:
@@ -113,8 +113,8 @@ def _with_interval(compared:Measure)->str:
 def _errors_line(measures:list[Measure], attribute:str, window:str, task:str)->str:
     "One line of the summary: how the errors of the groups compare"
     found = {each.name: each for each in measures if each.subject == attribute}
-    told = [_with_interval(found[name]) for name in ERRORS[task] if name in found]
-    return f"- **{attribute}, {window}**, errors: {_listed(told) or 'not measured'}."
+    phrases = [_with_interval(found[name]) for name in ERRORS[task] if name in found]
+    return f"- **{attribute}, {window}**, errors: {_listed(phrases) or 'not measured'}."
 
 # %% ../../nbs/fairness/04_summary.ipynb #0d33b3e2
 def _decided(table:pd.DataFrame, answer:bool)->list[str]:
@@ -127,9 +127,9 @@ def _differ_line(table:pd.DataFrame, attribute:str, window:str)->str:
     own = table[table.attribute == attribute]
     differ = _decided(own, True)
     alike = [name for name in _decided(own, False) if name not in differ]
-    told = [f"the groups differ significantly in {_listed(differ)}"] if differ else []
-    if alike: told.append(f"no difference is found in {_listed(alike)}")
-    return f"- **{attribute}, {window}**: {'; '.join(told) or 'too few rows to compare the groups'}."
+    phrases = [f"the groups differ significantly in {_listed(differ)}"] if differ else []
+    if alike: phrases.append(f"no difference is found in {_listed(alike)}")
+    return f"- **{attribute}, {window}**: {'; '.join(phrases) or 'too few rows to compare the groups'}."
 
 # %% ../../nbs/fairness/04_summary.ipynb #d54265fe
 def _differing(table:pd.DataFrame)->str:
@@ -142,9 +142,9 @@ def _counts_lines(compared:dict[str, pd.DataFrame], attributes:list[str], window
     if not attributes or not compared: return []
     latest, every = compared[window], pd.concat(compared.values())
     names = [*attributes, *(name for name in latest.attribute.unique() if name not in attributes)]
-    told = ", ".join(f"{name}: {_differing(latest[latest.attribute == name])}" for name in names)
+    phrases = ", ".join(f"{name}: {_differing(latest[latest.attribute == name])}" for name in names)
     total = f"over all {len(compared)} windows {_differing(every)}, after correction for all of them"
-    return [f"- **Comparisons in {window} that differ significantly**: {told}; {total}."]
+    return [f"- **Comparisons in {window} that differ significantly**: {phrases}; {total}."]
 
 # %% ../../nbs/fairness/04_summary.ipynb #1e6365ed
 DECIDED = "- **Decided**: see the top of this page, or `fairness.verdict.json`, where `judge` applies the policy."

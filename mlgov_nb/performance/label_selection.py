@@ -28,7 +28,7 @@ def _selection_note(labelled, test):
         alike = test.high < SELECTED + 0.05
         result = "by their inputs they are like the rest" if alike else "too few to tell whether they are like the rest"
         by = ""
-    return f"{labelled:.0%} of the rows have a label, and {result} (told apart with AUC {test.auc:.2f}{by})"
+    return f"{labelled:.0%} of the rows have a label, and {result} (a classifier has AUC {test.auc:.2f}{by})"
 
 # %% ../../nbs/performance/04_label_selection.ipynb #a52959d6
 def label_selection(
