@@ -215,6 +215,7 @@ def files(here):
     return here
 
 
+@pytest.mark.slow("a process for each pair of files")
 @pytest.mark.parametrize("a, b, texts", [
     ("a.csv", "less.csv", ["less.csv: missing columns 'k'", "the file has: x, y"]),
     ("a.csv", "text.csv", ["text.csv", "cannot be read", "many"]),
@@ -227,6 +228,7 @@ def files(here):
 def test_windows_that_do_not_fit_are_refused(files, a, b, texts): files.refuses(f"mlgov drift {a} {b}", *texts)
 
 
+@pytest.mark.slow("a process for each pair of files")
 @pytest.mark.parametrize("a, b, why", [
     ("a.csv", "empty.csv", "fewer than 30 rows"),
     ("a.csv", "row.csv", "fewer than 30 rows (200 and 1)"),
@@ -241,6 +243,7 @@ def test_what_cannot_be_told_is_unknown_with_the_reason(files, a, b, why):
     assert answer["verdict"] == "unknown" and why in answer["line"] and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow("a process for each pair of files")
 @pytest.mark.parametrize("b, word", [
     ("none.csv", "missing 0% → 100%"),
     ("inf.csv", "inf 0% → 25%"),

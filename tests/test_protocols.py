@@ -329,6 +329,7 @@ def mutated(draw, schema):
     return name, body, header
 
 
+@pytest.mark.slow("thousands of bodies")
 @pytest.mark.parametrize("schema", [MIXED, NUMERIC], ids=["mixed", "numeric"])
 def test_a_mutated_body_ends_in_rows_or_a_refusal(schema):
     for name, tree, tail, body in seeds(schema):
