@@ -57,8 +57,9 @@ class Project:
 
     def __init__(self, root):
         self.root = root
+        source = root if (root/"mlgov_nb").is_dir() else ROOT     # not the installed package, which may be another tree
         self.env = {
-            **base_env(root, root/".bentoml"),
+            **base_env(source, root/".bentoml"),
             "CI": "1",
             "DVC_NO_ANALYTICS": "true",
             "GIT_AUTHOR_NAME": "t",
@@ -218,7 +219,7 @@ class Service:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.process.stdout = open(output_file)     # noqa: SIM115 - read by whoever holds the process
+        self.process.stdout = open(output_file)     # noqa: SIM115 - `wait_ready` shows it when the server ends
         wait_ready(f"{self.url}/readyz", self.process)
         end = time.monotonic() + 30
         while self.ready_workers() < int(self.env["MLGOV_WORKERS"]) and time.monotonic() < end:
