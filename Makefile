@@ -54,7 +54,7 @@ test: $(STAMP)  ## everything: the checks, the notebooks run, an end-to-end run 
 	@ruff check mlgov_nb tests tools bench data/sample
 	@mypy
 	@nbdev_test --path nbs --n_workers 2
-	@pytest -n 2 --dist loadgroup
+	@pytest -n 3 --dist loadgroup     # one more than two cores: tests of services mostly wait
 
 lab: $(STAMP)  ## JupyterLab with the project's kernel
 	@jupyter lab nbs

@@ -29,8 +29,7 @@ class Task(str):
     tracked: str                     # the measure that is followed over the windows
     everyday: str                    # the measure of how often, or how far, an answer is wrong
     gap: str                         # the measure that compares protected groups
-    gap_when_equal: int              # its value where the groups are treated alike
-    gap_sign: int                    # 1: the larger it is, the more alike; -1: the smaller
+    gap_when_equal: int              # its value where groups are treated alike: 1 of a ratio, 0 of a difference
     group_figure: str                # the measure of one group that stands beside it
     mitigations: tuple[str, ...]     # methods that can make a model of this task fairer
 
@@ -58,6 +57,12 @@ def valid_labels(self:Task, labels):
     "Which labels are possible; a missing one (NaN) is not"
     import numpy as np
     return np.isin(labels, self.labels) if self.labels else np.isfinite(labels)
+
+# %% ../nbs/04_task.ipynb #39bdf4f6
+@patch(as_prop=True)
+def gap_sign(self:Task)->int:
+    "1: the larger the comparison of groups, the more alike they are (a ratio); -1: the smaller (a difference)"
+    return 1 if self.gap_when_equal == 1 else -1
 
 # %% ../nbs/04_task.ipynb #b93ca80e
 @patch
@@ -89,30 +94,43 @@ class Binary(Task):
     everyday = "accuracy"
     gap = "selection_rate_ratio_all"
     gap_when_equal = 1
-    gap_sign = 1
     group_figure = "selection_rate_all"
     mitigations = ("parity_penalty", "reweighing", "exponentiated_gradient")
 
-    @property
-    def link(self)->Callable:
-        from scipy.special import expit
-        return expit
+# %% ../nbs/04_task.ipynb #0201a655
+@patch(as_prop=True)
+def link(self:Binary)->Callable:
+    "The logistic function, which makes probabilities of log-odds"
+    from scipy.special import expit
+    return expit
 
-    def decide(self, score, threshold):
-        import numpy as np
-        return (np.asarray(score) >= threshold).astype(int)
+# %% ../nbs/04_task.ipynb #7ef94ca6
+@patch
+def decide(self:Binary, score, threshold):
+    "1 at the threshold and above, else 0"
+    import numpy as np
+    return (np.asarray(score) >= threshold).astype(int)
 
-    def valid_scores(self, score):
-        import numpy as np
-        return np.isfinite(score) & (score >= 0) & (score <= 1)
+# %% ../nbs/04_task.ipynb #dbe31601
+@patch
+def valid_scores(self:Binary, score):
+    "Those between 0 and 1"
+    import numpy as np
+    return np.isfinite(score) & (score >= 0) & (score <= 1)
 
-    def loss(self, y, score):
-        import numpy as np
-        p = np.clip(score, 1e-15, 1 - 1e-15)
-        return -(y * np.log(p) + (1 - y) * np.log1p(-p))
+# %% ../nbs/04_task.ipynb #adbed414
+@patch
+def loss(self:Binary, y, score):
+    "The log loss. Scores are clipped, so that no single row has an infinite loss"
+    import numpy as np
+    p = np.clip(score, 1e-15, 1 - 1e-15)
+    return -(y * np.log(p) + (1 - y) * np.log1p(-p))
 
-    def mistakes(self, y, score, threshold):
-        return (score >= threshold) != y
+# %% ../nbs/04_task.ipynb #d8639e7c
+@patch
+def mistakes(self:Binary, y, score, threshold):
+    "Whether the decision differs from the label"
+    return (score >= threshold) != y
 
 # %% ../nbs/04_task.ipynb #f68926ec
 class Regression(Task):
@@ -132,27 +150,40 @@ class Regression(Task):
     everyday = "mae"
     gap = "mean_prediction_difference"
     gap_when_equal = 0
-    gap_sign = -1
     group_figure = "mean_prediction"
     mitigations = ("parity_penalty",)
 
-    @property
-    def link(self)->Callable:
-        return lambda raw: raw
+# %% ../nbs/04_task.ipynb #4b02cbb5
+@patch(as_prop=True)
+def link(self:Regression)->Callable:
+    "The raw outputs themselves"
+    return lambda raw: raw
 
-    def decide(self, score, threshold):
-        return None
+# %% ../nbs/04_task.ipynb #bd68af0c
+@patch
+def decide(self:Regression, score, threshold):
+    "None: nothing is decided"
+    return None
 
-    def valid_scores(self, score):
-        import numpy as np
-        return np.isfinite(score)
+# %% ../nbs/04_task.ipynb #3de6f154
+@patch
+def valid_scores(self:Regression, score):
+    "Every finite number"
+    import numpy as np
+    return np.isfinite(score)
 
-    def loss(self, y, score):
-        return (score - y) ** 2
+# %% ../nbs/04_task.ipynb #643ba92d
+@patch
+def loss(self:Regression, y, score):
+    "The squared error"
+    return (score - y) ** 2
 
-    def mistakes(self, y, score, threshold):
-        import numpy as np
-        return np.abs(score - y)
+# %% ../nbs/04_task.ipynb #f97f590f
+@patch
+def mistakes(self:Regression, y, score, threshold):
+    "The absolute error"
+    import numpy as np
+    return np.abs(score - y)
 
 # %% ../nbs/04_task.ipynb #f16fafde
 TASKS: dict[str, Task] = {"binary": Binary("binary"), "regression": Regression("regression")}

@@ -311,8 +311,9 @@ def test_a_predicted_value_has_no_decision(tmp_path):
     assert (answer.score == scorer.art.score(frame)).all()
     assert list(answer.columns) == ["id", "prediction_id", "score", "outlier", "warnings", "error"]
     assert summary["positive"] == 0
-    logged = connect(folder, scorer.release.card).sql("select count(*), count(decision) from predictions")
-    assert logged.fetchall() == [(len(frame), 0)]
+    with connect(folder, scorer.release.card) as log:
+        logged = log.sql("select count(*), count(decision) from predictions").fetchall()
+    assert logged == [(len(frame), 0)]
 
 
 MEMORY = r"""

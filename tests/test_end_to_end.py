@@ -1,18 +1,18 @@
 "A new user's way, in a clone: the pipeline, its pages, its evidence, and the README's commands"
 import json
+import platform
 import re
 import shutil
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+import torch
+from conftest import AUDITS, ROOT
 
-AUDITS = ("drift", "fairness", "explanation", "performance")
 
-
-def evidence(project, card="gss_wages"):
+def evidence(folder):
     "The bytes of every JSON report"
-    return {file.name: file.read_bytes() for file in sorted(project.scope(card).glob("*.json"))}
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.json"))}
 
 
 def read(file): return json.loads(file.read_text())
@@ -55,7 +55,7 @@ def test_verdicts_say_why_the_more_accurate_candidates_were_refused(clone):
     select = read(clone.scope()/"select.verdict.json")
     assert select["model"]["name"] == "boosting_reduced" and select["verdict"] in ("pass", "warn")
     ratio = {subject.split("@")[1]: check["value"] for subject, check in ratio_checks(select).items()}
-    assert all(ratio[name] < 0.7 <= ratio["boosting_reduced"] for name in ("gradient_boosting", "linear", "mlp"))
+    assert all(ratio[name] < 0.8 <= ratio["boosting_reduced"] for name in ("gradient_boosting", "linear", "mlp"))
     assert ratio["mlp_fair"] > ratio["mlp"]
     assert ratio["boosting_reweighed"] > ratio["gradient_boosting"]
     assert "gradient_boosting" in read(clone.scope()/"fairness.verdict.json")["line"]
@@ -105,12 +105,18 @@ def test_a_change_runs_again_what_it_changes_and_nothing_else(clone):
     assert stale(clone) == set()
 
 
-def test_the_same_evidence_twice_and_a_change_is_found(clone):
-    clone.commit("evidence")
-    before = evidence(clone)
-    clone.run("dvc repro -f")
-    assert evidence(clone) == before
-    assert "bit-equal" in clone.run("mlgov reproduce --exact").stdout
+def gives_the_committed_bits():
+    "Whether this machine must give the committed results to the last bit; another may differ within a tolerance"
+    return platform.machine() in ("x86_64", "AMD64") and not torch.cuda.is_available()
+
+
+def test_the_committed_evidence_comes_again_and_a_change_is_found(clone):
+    if gives_the_committed_bits():
+        stale = "reports/ is not what this code makes: `make run`, then commit reports/ and dvc.lock"
+        assert evidence(clone.scope()) == evidence(ROOT/"reports/gss_wages"), stale
+        assert "bit-equal" in clone.run("mlgov reproduce --exact").stdout
+    else:
+        clone.run("mlgov reproduce")
     report = clone.scope()/"performance.json"
     changed = re.sub(r'"value": 0\.8\d*', '"value": 0.5', report.read_text(), count=1)
     report.write_text(changed)

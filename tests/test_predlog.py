@@ -3,6 +3,7 @@ writers"""
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -14,12 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
 from mlgov_nb.data.card import card_path, load_card
+from mlgov_nb.data.labels import join_labels, read_labels
+from mlgov_nb.data.read import read_rows
 from mlgov_nb.log.erasure import forget
 from mlgov_nb.log.query import connect, stat
 from mlgov_nb.log.record import iso, record_bytes
@@ -391,9 +395,36 @@ def example_records(rows, start):
     return records
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_label_that_counts_is_the_same_in_the_log_and_in_a_file(tmp_path, seed):
+    "One rule: the label observed last. Where the log has no time of observation, that of receipt stands in"
+    rng, start = random.Random(seed), 1_793_000_000_000_000
+    records = example_records([{"age": 41.0}] * 200, start)
+    labels = []
+    for moment in rng.sample(range(10**6), 600):          # no two at once: a file could not say which is the last
+        observed = iso(start + moment * 10**6)
+        received = iso(start + (10**6 + rng.randrange(10**6)) * 10**6)
+        times = dict(observed_at=observed, ts=received) if rng.random() < 0.7 else dict(ts=observed)
+        labels.append(dict(prediction_id=rng.choice(records)["prediction_id"], label=rng.randrange(2), **times))
+    log = tmp_path/"log"
+    log.mkdir()
+    (log/"predictions-a.jsonl").write_bytes(record_bytes(*records))
+    (log/"labels-a.jsonl").write_bytes(record_bytes(*labels))
+    close_window(log, CARD, "w", iso(start), iso(start + 10**10), out=tmp_path/"live", partial=True)
+    in_log = read_rows(tmp_path/"live/w/rows.parquet")
+
+    file = pd.DataFrame(labels).rename(columns={"prediction_id": CARD.id, "label": CARD.target.name})
+    file["observed_at"] = file.observed_at.fillna(file.pop("ts"))
+    file.to_csv(tmp_path/"labels.csv", index=False)
+    unlabelled = in_log.drop(columns=CARD.target.name)
+    joined, report = join_labels(unlabelled, read_labels(tmp_path/"labels.csv", CARD), CARD)
+    assert report.corrected > 50
+    assert 100 < joined[CARD.target.name].notna().sum() < 200
+    pd.testing.assert_series_equal(joined[CARD.target.name], in_log[CARD.target.name])
+
+
 def test_a_closed_window_is_audited_like_any_other(clone):
     "From the rows of a window, over the log, to a drift verdict, all by the command line"
-    import pandas as pd
     log, live = clone.root/"log", clone.root/"data/live/live/rows.parquet"
     made = pd.read_parquet(clone.root/"data/split/windows/2014-18.parquet").head(1500)
     features = made.drop(columns=["id", "year", "age_band", "high_income"]).astype(object)

@@ -10,7 +10,7 @@ RUN_ELSEWHERE = {                                                   # command: w
     "make test":                               "runs this very test",
     "make serve":                              "test_service",
     SERVE_FOR_OTHERS:                          "test_service_live, on this machine only",
-    "dvc repro":                               "test_own_data",
+    "dvc repro":                               "test_end_to_end; test_own_data runs the same stages on other data",
     "mlgov card new my.csv --target churned":  "test_own_data",
 }
 

@@ -8,6 +8,7 @@ __all__ = ['TITLES', 'CARD_LINE', 'render', 'refresh_index']
 # %% ../../nbs/audit/03_page.ipynb #82831f9d
 import json
 import os
+from importlib.resources import as_file
 from importlib.resources import files as resources
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def render(
     from nbconvert import HTMLExporter
     title, question = _take_title(nb)
     nb.cells = [cell for cell in nb.cells if not _is_parameters(cell)]
-    with resources("mlgov_nb").joinpath("templates") as base:
+    with as_file(resources("mlgov_nb")/"templates") as base:
         body, _ = HTMLExporter(template_name="report", extra_template_basedirs=[str(base)]).from_notebook_node(nb)
     home = os.path.relpath(_reports_root(out)/"index.html", Path(out).parent)
     return write_atomic(out, page(title, question, body, verdict, facts, footer, home=home))
