@@ -20,10 +20,10 @@ def nbdev(command, where):
 
 
 def files(folder):
-    "Notebooks and package, relative to `folder`"
-    found = (path for name in ("nbs", "mlgov_nb") for path in sorted((folder/name).rglob("*")) if path.is_file())
-    made_by_tools = {"__pycache__", ".ipynb_checkpoints"}
-    return {path.relative_to(folder) for path in found if not made_by_tools & set(path.parts)}
+    "Notebooks and package, relative to `folder`, without what tools leave there"
+    found = (path.relative_to(folder) for name in ("nbs", "mlgov_nb") for path in (folder/name).rglob("*"))
+    def left_by_a_tool(path): return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+    return {path for path in found if (folder/path).is_file() and not left_by_a_tool(path)}
 
 
 def library():
