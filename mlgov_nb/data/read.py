@@ -130,7 +130,8 @@ def as_times(
     "Read dates and times; a bare number is none, because 20240701 might be a day or seconds"
     text = s
     if not pd.api.types.is_datetime64_any_dtype(s):
-        text = s.astype("str").where(s.notna() & ~pd.api.types.is_numeric_dtype(s))
+        is_text = not pd.api.types.is_numeric_dtype(s)
+        text = s.astype("str").where(s.notna() & is_text)
     times = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True)
     return times.dt.tz_localize(None).astype("datetime64[us]")
 
