@@ -1,6 +1,5 @@
 "A new user's way, in a clone: the pipeline, its pages, its evidence, and the README's commands"
 import json
-import platform
 import re
 import shutil
 
@@ -8,6 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import AUDITS, ROOT
+
+from mlgov_nb.kernels import processor_features
 
 
 def evidence(folder):
@@ -107,7 +108,7 @@ def test_a_change_runs_again_what_it_changes_and_nothing_else(clone):
 
 def gives_the_committed_bits():
     "Whether this machine must give the committed results to the last bit; another may differ within a tolerance"
-    return platform.machine() in ("x86_64", "AMD64") and not torch.cuda.is_available()
+    return {"avx2", "fma"} <= processor_features() and not torch.cuda.is_available()
 
 
 def test_the_committed_evidence_comes_again_and_a_change_is_found(clone):

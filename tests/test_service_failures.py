@@ -40,7 +40,6 @@ def keep_asking(service, body, acknowledged, done):
                 response = connection.getresponse()
                 content = response.read()
                 if response.status == 200: acknowledged.extend(prediction_ids(json.loads(content)))
-                time.sleep(.002)        # a core that only asks would keep the workers from coming back
         except (OSError, http.client.HTTPException, ValueError):
             time.sleep(.02)
 
