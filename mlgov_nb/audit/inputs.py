@@ -14,7 +14,8 @@ from fastcore.basics import patch
 
 from ..data.card import Card, load_card
 from ..data.prepare import prepare
-from ..data.read import DataError, read_rows
+from ..data.read import read_rows
+from ..data.values import DataError
 from ..data.split import describe, same_season
 from ..files import write_json
 from ..model.artifact import Artifact, load

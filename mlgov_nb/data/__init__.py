@@ -10,8 +10,11 @@ import lazy_loader
 
 # %% ../../nbs/data/index.ipynb #7b5aabae
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "card": ["Card", "card_path", "load_card"],
-    "read": ["as_category", "DataError", "holds_numbers", "MissingColumn", "need_columns", "read_rows", "write_rows"],
+    "card": ["Card", "card_path", "load_card", "Reading"],
+    "values": ["as_category", "categories", "DataError", "holds_numbers", "holds_text", "MissingColumn", "need_columns",
+               "number_spelling", "numbers", "to_arrow"],
+    "table": ["files_of", "open_table", "open_tables", "source_name", "Table"],
+    "read": ["read_raw", "read_rows", "write_rows"],
     "groups": ["band", "cross", "group_name"],
     "split": ["content_hash", "describe", "same_season", "Window"],
     "labels": ["join_labels", "LabelReport", "read_labels"],

@@ -12,7 +12,8 @@ import pandas as pd
 
 from ..data.card import Card
 from ..data.prepare import prepare
-from ..data.read import DataError, read_rows
+from ..data.read import read_rows
+from ..data.values import DataError
 from .counterfactuals import counterfactuals
 from ..model.artifact import Artifact, card_of, load
 from ..model.contributions import Explanation, contributions, explain, ranked

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from ..data.card import Card
 from ..data.prepare import prepare
-from ..data.read import DataError
+from ..data.values import DataError
 from ..files import atomic_dir, sha256, write_json
 from .closed import GROUP, Content, Sink, read_window, send_window
 from .query import NEWEST, existing_segments, first_and_last_lines, json_objects, json_pointer_sql

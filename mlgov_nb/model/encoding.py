@@ -13,7 +13,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..data.card import Card
-from ..data.read import MissingColumn, as_category
+from ..data.values import MissingColumn, as_category
 
 # %% ../../nbs/model/00_encoding.ipynb #69c161ee
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..data.card import card_path, load_card
 from ..data.prepare import prepare
-from ..data.read import DataError, read_rows, write_rows
+from ..data.read import read_rows, write_rows
+from ..data.values import DataError
 from ..data.split import Window, describe, split
 from ..files import atomic_dir, write_json
 from ..settings import Params

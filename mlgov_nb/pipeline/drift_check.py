@@ -14,7 +14,8 @@ import pandas as pd
 
 from ..data.card import Card
 from ..data.prepare import prepare
-from ..data.read import DataError, as_category, read_rows
+from ..data.read import read_rows
+from ..data.values import DataError, as_category
 from ..data.split import same_season
 from ..drift.audit import Comparison, WindowRows, audit_drift
 from ..drift.columns import labelled, rank

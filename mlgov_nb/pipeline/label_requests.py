@@ -16,7 +16,8 @@ import pandas as pd
 from ..data.card import Card, card_path, load_card
 from ..data.labels import read_labels
 from ..data.prepare import prepare
-from ..data.read import DataError, read_rows
+from ..data.read import read_rows
+from ..data.values import DataError
 from ..files import write_atomic
 from ..model.artifact import Artifact, load
 from ..performance.estimate import Learned, estimate, learn

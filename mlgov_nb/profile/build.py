@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..data.read import DataError, need_columns
+from ..data.values import DataError, need_columns
 from ..files import to_json, write_atomic
 from .bins import choose_bins, learn_bins
 from .column import Column, Profile, ProfileMismatch, merge

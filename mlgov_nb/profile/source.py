@@ -18,7 +18,7 @@ import pyarrow.csv as pyarrow_csv
 import pyarrow.parquet as pq
 
 from ..data.card import Card
-from ..data.read import DataError, as_category, holds_numbers, need_columns
+from ..data.values import DataError, as_category, holds_numbers, need_columns
 from ..settings import MlgovError, one_line
 
 # %% ../../nbs/profile/01_source.ipynb #e94229bf

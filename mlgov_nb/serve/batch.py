@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from ..data.read import as_category
+from ..data.values import as_category
 from ..files import atomic_file
 from ..log.subject import subject_key, subject_secret
 from ..model.artifact import card_of, load
