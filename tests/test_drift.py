@@ -313,7 +313,7 @@ def test_profiles_that_do_not_fit_are_refused(files):
     content = json.loads((files.root/"a.json").read_text())
     (files.root/"old.json").write_text(json.dumps({**content, "schema": 1}))
     files.refuses(
-        "mlgov drift old.json a.json", "old.json: profile schema 1 is not known; this version reads schema 2"
+        "mlgov drift old.json a.json", "old.json: profile schema 1 is not known; this version reads schema 3"
     )
     content["columns"][0]["counts"][1] += 1
     (files.root/"changed.json").write_text(json.dumps(content))

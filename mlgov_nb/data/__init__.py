@@ -11,8 +11,8 @@ import lazy_loader
 # %% ../../nbs/data/index.ipynb #7b5aabae
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "card": ["Card", "card_path", "load_card", "Reading"],
-    "values": ["as_category", "categories", "DataError", "holds_numbers", "holds_text", "MissingColumn", "need_columns",
-               "number_spelling", "numbers", "to_arrow"],
+    "values": ["as_category", "as_times", "categories", "DataError", "has_value", "holds_numbers", "holds_text",
+               "MissingColumn", "need_columns", "number_spelling", "numbers", "to_arrow"],
     "table": ["files_of", "open_table", "open_tables", "source_name", "Table"],
     "read": ["read_raw", "read_rows", "write_rows"],
     "groups": ["band", "cross", "group_name"],

@@ -120,14 +120,16 @@ class Reading(Strict):
     @classmethod
     def _known_dates(cls, dates):
         if dates in ("", "day first", "month first", "seconds", "milliseconds") or "%" in dates: return dates
-        raise ValueError("expected 'day first', 'month first', 'seconds', 'milliseconds', or a pattern such as '%d.%m.%y'")
+        raise ValueError("expected 'day first', 'month first', 'seconds', 'milliseconds', "
+                         "or a pattern such as '%d.%m.%y'")
 
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, encoding):
         if encoding is None: return None
         try: return codecs.lookup(encoding).name
-        except LookupError: raise ValueError("no such encoding; expected one such as utf-8, latin-1 or utf-16") from None
+        except LookupError: pass
+        raise ValueError("no such encoding; expected one such as utf-8, latin-1 or utf-16")
 
     @model_validator(mode="after")
     def _apart(self):

@@ -19,10 +19,10 @@ from fastcore.basics import patch
 from pandas.api import types
 
 from .card import Card
-from .prepare import target_values
+from .prepare import ids_of, target_values, undeclared_values
 from .values import MISSING, DataError, MissingColumn, as_category
-from .read import read_raw, read_rows
-from .values import as_times, end_of_day, holds_numbers, need_columns
+from .read import read_raw, typed, typed_rows
+from .values import as_times, end_of_day, has_value, holds_numbers, need_columns
 
 # %% ../../nbs/data/07_labels.ipynb #108febdd
 def _id_text(ids, position):
@@ -67,6 +67,12 @@ def _checked_labels(values, ids, card, where):
     _refuse_first(wrong, values, ids, "label", card.task.label_words, where)
     return pd.Series(numbers, index=values.index)
 
+# %% ../../nbs/data/07_labels.ipynb #dab66923
+def _words_as_numbers(values, card):
+    "Labels in which the card's words for the outcomes are 1 and 0"
+    words = dict.fromkeys(card.target.positive, "1") | dict.fromkeys(card.target.negative, "0")
+    return values.replace(words) if words and values.dtype in ("str", object) else values
+
 # %% ../../nbs/data/07_labels.ipynb #6ea68525
 def _misplaced_word(df, card):
     "The first text in a column of numbers that the expression reads, with its id; None where there is none"
@@ -103,6 +109,7 @@ def _explain_failure(df, card, reason, where):
         found = reason.split("Error: ")[-1].rstrip("!")
         neither = f"there is neither the target nor all that target.expr '{card.target.expr}' reads ({found})"
         raise MissingColumn([card.target.name], df.columns, f"{where}: {neither}")
+    df = typed_rows(df, card.reading)
     word = _misplaced_word(df, card)
     if word: raise DataError(f"{where}: {word}; {reason.removeprefix(f'{where}: ')}")
     if not _fails(df.head(0), card):
@@ -117,11 +124,22 @@ def _computed_labels(df, card, where):
     except DataError as error: reason = str(error)
     return _explain_failure(df, card, reason, where)
 
+# %% ../../nbs/data/07_labels.ipynb #9009ee94
+def _declared_labels(df, ids, card, where):
+    "The labels of the target's column, by the values that the card declares"
+    target, values = card.target, df[card.target.column]
+    undeclared = set(undeclared_values(df, card))
+    wrong = as_category(values, card.reading).isin(undeclared).to_numpy()
+    expected = card.task.label_words
+    if target.positive: expected = f"{_few(target.positive + target.negative, 5)}, or a value under target.unlabelled"
+    _refuse_first(wrong, values, ids, target.column, expected, where)
+    return target_values(df, card, where)
+
 # %% ../../nbs/data/07_labels.ipynb #625815aa
-def _observed(values, ids, where):
+def _observed(values, ids, card, where):
     "When each label was observed, without a zone; missing is NaT"
-    times = as_times(values)
-    bad = (values.notna() & times.isna()).to_numpy()
+    times = as_times(values, card.reading)
+    bad = (has_value(values, card.reading) & times.isna()).to_numpy()
     _refuse_first(bad, values, ids, "observed_at", "a date or a time such as 2024-07-01", where)
     return times
 
@@ -131,11 +149,13 @@ def _typed(df, card, where):
     need_columns([card.id], df, f"{where}: the card's id is '{card.id}'")
     if df.empty: raise DataError(f"{where}: there is no label in it")
     df = df.reset_index(drop=True)
-    ids, target = df[card.id], card.target.name
-    values = df[target] if target in df else _computed_labels(df, card, where)
+    ids, target = ids_of(df[card.id], where), card.target.name
+    if target in df: values = typed(_words_as_numbers(df[target], card), card.reading)
+    elif card.target.column and card.target.column in df: values = _declared_labels(df, ids, card, where)
+    else: values = _computed_labels(df, card, where)
     labels = pd.DataFrame({card.id: ids, target: _checked_labels(values, ids, card, where)})
     if "observed_at" not in df: return labels
-    return labels.assign(observed_at=_observed(df.observed_at, ids, where))
+    return labels.assign(observed_at=_observed(typed(df.observed_at, card.reading), ids, card, where))
 
 # %% ../../nbs/data/07_labels.ipynb #99341e91
 def read_labels(
@@ -152,13 +172,7 @@ def read_labels(
 # %% ../../nbs/data/07_labels.ipynb #3430bb12
 def _id_array(ids, where):
     "Ids as an Arrow array: whole numbers where the column holds nothing else, text otherwise"
-    if types.is_float_dtype(ids):
-        numbers = ids.to_numpy(float, na_value=np.nan)
-        if (np.abs(numbers) >= 2**53).any():
-            raise DataError(f"{where}: ids as large as {np.nanmax(np.abs(numbers)):g} are decimals, which run into "
-                            "one another; write them as whole numbers without a gap, or as text")
-        if (np.isnan(numbers) | (numbers == np.floor(numbers))).all(): ids = ids.astype("Int64")
-    return pyarrow.array(ids if types.is_integer_dtype(ids) else as_category(ids))
+    return pyarrow.array(ids_of(ids, where), from_pandas=True)
 
 # %% ../../nbs/data/07_labels.ipynb #8ec1b397
 def _without_zeros(text):

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .card import Card
 from .groups import groups
-from .read import read_raw, typed
+from .read import read_raw, typed_rows
 from .values import DataError, MissingColumn, as_category, categories, category_name, holds_numbers
 from .table import source_name
 from .values import numbers, parse_numbers, parse_times
@@ -40,29 +40,47 @@ def undeclared_values(
 def _declared_target(df, card):
     "The target of each row by the declared values of a column; NaN for any other value"
     target = card.target
-    if not card.task.decides: return pd.Series(numbers(df[target.column], card.reading, target.column)[0], index=df.index)
+    if not card.task.decides:
+        found, _ = numbers(df[target.column], card.reading, target.column)
+        return pd.Series(found, index=df.index)
     positions, names = categories(df[target.column], card.reading, target.column)
     label_of = {category_name(value): 1.0 for value in target.positive}
     label_of |= {category_name(value): 0.0 for value in target.negative}
     labels = np.array([*(label_of.get(name, np.nan) for name in names), np.nan])
     return pd.Series(labels[positions], index=df.index)
 
-# %% ../../nbs/data/05_prepare.ipynb #cca18ccb
-UNKNOWN_OUTCOMES = {"?", "-", ".", "pending", "unknown", "open", "tbd", "maybe", "missing", "n/a", "na", "none", "null", "unk"}
+# %% ../../nbs/data/05_prepare.ipynb #50157b65
+UNKNOWN_OUTCOMES = {"?", "-", ".", "pending", "unknown", "open", "tbd", "maybe", "missing", "n/a", "na", "none", "null",
+                    "unk", "not known", "not available"}
 
+def _named_texts(expression):
+    "The texts that an expression names"
+    return {text.replace("''", "'") for text in re.findall(r"'((?:[^']|'')*)'", expression)}
+
+# %% ../../nbs/data/05_prepare.ipynb #de63e1d5
+def _doubtful(name, texts, expression):
+    "Texts of a column that an expression takes for an outcome, though it does not name them"
+    column = rf'(?<!\w)"?{re.escape(name)}"?'
+    if not re.search(rf"{column}(?!\w)", expression, re.I): return []
+    named = _named_texts(expression)
+    unnamed = sorted(set(texts) - named)
+    lower = {text.casefold() for text in named} | UNKNOWN_OUTCOMES
+    if not re.search(rf"{column}\s*(==?|<>|!=|(not\s+)?in\s*\()", expression, re.I): lower = UNKNOWN_OUTCOMES
+    elif len(unnamed) > 1: return unnamed
+    return [text for text in unnamed if text.strip().casefold() in lower]
+
+# %% ../../nbs/data/05_prepare.ipynb #40a2ef22
 def _check_unnamed(df, card, values, where):
     "`DataError` where texts that the expression does not name were taken for outcomes"
-    literals = {text.replace("''", "'").casefold() for text in re.findall(r"'((?:[^']|'')*)'", card.target.expr)}
-    exact = {text.replace("''", "'") for text in re.findall(r"'((?:[^']|'')*)'", card.target.expr)}
-    if not literals: return
-    for name in df:
-        if not re.search(rf"(?<!\w){re.escape(str(name))}(?!\w)", card.target.expr) or df[name].dtype not in ("str", object): continue
-        unnamed = sorted({str(value) for value in df[name][values.notna()].dropna().unique()} - exact)
-        doubtful = [text for text in unnamed if text.strip().casefold() in literals | UNKNOWN_OUTCOMES]
-        if len(unnamed) < 2 and not doubtful: continue
-        shown = ", ".join(repr(text) for text in (doubtful or unnamed)[:5])
-        raise DataError(f"{where}: target.expr '{card.target.expr}' does not name the values {shown} of '{name}', and "
-                        f"would take them for an outcome; state them in the card: target: {{column: {name}, "
+    expression = card.target.expr
+    if not _named_texts(expression): return
+    for name in map(str, df):
+        if df[name].dtype not in ("str", object): continue
+        doubtful = _doubtful(name, df[name][values.notna()].dropna().astype("str").unique(), expression)
+        if not doubtful: continue
+        shown = ", ".join(repr(text) for text in doubtful[:5])
+        raise DataError(f"{where}: target.expr '{expression}' does not name the values {shown} of '{name}', and would "
+                        f"take them for an outcome; state them in the card: target: {{column: {name}, "
                         "positive: [...], negative: [...], unlabelled: [...]}")
 
 # %% ../../nbs/data/05_prepare.ipynb #0f9490fe
@@ -71,7 +89,7 @@ def _evaluate(df, expression, reading):
     import duckdb
     connection = duckdb.connect(config={"enable_external_access": False, "threads": 1})
     try:
-        connection.register("rows", df.apply(typed, reading=reading) if len(df.columns) else df)
+        connection.register("rows", typed_rows(df, reading))
         result = connection.execute(f"select cast(({expression}) as double) as t from rows").fetchnumpy()["t"]
     finally:
         connection.close()

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from fastcore.basics import patch
 
+from ..data.card import Reading
 from .column import Column, Profile
 from .source import as_numbers, category_counts, kinds_of, read_batches, reading
 
@@ -127,8 +128,9 @@ def add_sample(self:_Sample,
 # %% ../../nbs/profile/03_bins.ipynb #292da323
 class _Learner:
     "What the bins are chosen from; adding and merging give the same in any order"
-    def __init__(self, kinds):
+    def __init__(self, kinds, how):
         self.kinds = kinds
+        self.how = how
         self.numbers = [name for name, kind in kinds.items() if kind != "categorical"]
         self.sample = _Sample(self.numbers)
         self.rows = 0
@@ -170,8 +172,8 @@ def add(self:_Learner,
         pool:ThreadPoolExecutor, # Columns are read on all cores
        ):
     "Learn from a piece of the reference"
-    def numbers_of(name): return reading(where, name, as_numbers, arrays[name], self.kinds[name], name, where)
-    def categories_of(name): return reading(where, name, category_counts, arrays[name])
+    def numbers_of(name): return reading(where, name, as_numbers, arrays[name], self.kinds[name], name, where, self.how)[0]
+    def categories_of(name): return reading(where, name, category_counts, arrays[name], self.how, name)
     values = dict(zip(self.numbers, pool.map(numbers_of, self.numbers), strict=True))
     self.sample.add_rows(file, start, values)
     ranges = pool.map(_range, values.values())
@@ -216,11 +218,12 @@ def learn_bins(
     source, # A file, several files, an Arrow table or a frame
     kinds:dict[str, str], # Column: 'numeric', 'time' or 'categorical'
     file:int=0, # Number of the first file
+    how:Reading=Reading(), # How it is to be read
 )->_Learner: # Whose `bins` are the bins
     "Read a reference, or a part of it"
-    learner = _Learner(kinds)
+    learner = _Learner(kinds, how)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for where, number, start, arrays in read_batches(source, list(kinds), kinds):
+        for where, number, start, arrays in read_batches(source, list(kinds), kinds, how):
             learner.add(where, file + number, start, arrays, pool)
     return learner
 
@@ -228,6 +231,7 @@ def learn_bins(
 def choose_bins(
     source, # The reference: a file, several files, an Arrow table or a frame
     kinds:dict[str, str]|None=None, # Column: 'numeric', 'time' or 'categorical'; by the types where None
+    how:Reading=Reading(), # How it is to be read
 )->Profile: # Bins, nothing counted yet
     "Choose bins from the reference"
-    return learn_bins(source, kinds or kinds_of(source)).bins()
+    return learn_bins(source, kinds or kinds_of(source, how=how), how=how).bins()

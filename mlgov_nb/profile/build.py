@@ -18,20 +18,23 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from ..data.card import Reading
+from ..data.table import source_name
 from ..data.values import DataError, need_columns
 from ..files import to_json, write_atomic
 from .bins import choose_bins, learn_bins
 from .column import Column, Profile, ProfileMismatch, merge
 from .exact_sums import LIMBS, carry_limbs, count_numbers, exact_sum, from_hex, to_hex
 from .source import as_numbers, category_counts, kinds_of
-from .source import read_batches, reading, schema_of, source_name
+from .source import missing_count, read_batches, reading, schema_of
 from ..settings import MlgovError, one_line
 
 # %% ../../nbs/profile/04_build.ipynb #49e456de
 class _NumberCounter:
     "Counts, exact sums and range of a column of numbers or times"
-    def __init__(self, column):
+    def __init__(self, column, how):
         self.column = column
+        self.how = how
         if column.low is None: self.cuts = np.array([np.inf])        # the reference had no number
         else: self.cuts = np.array([column.low, *column.bins, np.nextafter(column.high, np.inf)])
         self.counts = np.zeros(len(column.counts), np.int64)
@@ -39,6 +42,7 @@ class _NumberCounter:
         self.squares = np.zeros(LIMBS, np.int64)
         self.ends = np.array([np.inf, -np.inf])
         self.added = 0                                                # since the limbs were last carried
+        self.strays = 0                                               # cells that are no numbers
 
 # %% ../../nbs/profile/04_build.ipynb #6b509616
 @patch
@@ -53,7 +57,8 @@ def add(self:_NumberCounter,
         carry_limbs(self.sums)
         carry_limbs(self.squares)
         self.added = len(values)
-    numbers = as_numbers(values, self.column.kind, name, where)
+    numbers, strays = as_numbers(values, self.column.kind, name, where, self.how)
+    self.strays += strays
     count_numbers(numbers, self.cuts, self.column.centre, self.counts, self.sums, self.squares, self.ends)
 
 # %% ../../nbs/profile/04_build.ipynb #4cd9e90c
@@ -63,19 +68,20 @@ def done(self:_NumberCounter)->Column: # With the counts
     any_finite = bool(self.counts[:-3].sum())
     least, most = self.ends.tolist() if any_finite else (None, None)
     return replace(self.column, counts=tuple(self.counts.tolist()), sums=tuple(exact_sum(row) for row in self.sums),
-                   squares=exact_sum(self.squares), least=least, most=most)
+                   squares=exact_sum(self.squares), least=least, most=most, strays=self.strays)
 
 # %% ../../nbs/profile/04_build.ipynb #0f2d0633
 class _CategoryCounter:
     "Rows of each category of a column"
-    def __init__(self, column):
+    def __init__(self, column, how):
         self.column = column
+        self.how = how
         self.counts = np.zeros(len(column.counts), np.int64)
         self.positions = {category: position for position, category in enumerate(column.bins)}
 
     def add(self, values, name, where):
         "Count a piece"
-        categories, rows, missing = category_counts(values)
+        categories, rows, missing = category_counts(values, self.how, name)
         unseen = len(self.positions)
         np.add.at(self.counts, [self.positions.get(category, unseen) for category in categories], rows)
         self.counts[-1] += missing
@@ -87,13 +93,14 @@ class _CategoryCounter:
 # %% ../../nbs/profile/04_build.ipynb #f8cddf47
 class _PresenceCounter:
     "Present and missing values of a column"
-    def __init__(self, column):
+    def __init__(self, column, how):
         self.column = column
+        self.how = how
         self.counts = np.zeros(len(column.counts), np.int64)
 
     def add(self, values, name, where):
         "Count a piece"
-        missing = int(values.isna().sum()) if isinstance(values, pd.Series) else values.null_count
+        missing = missing_count(values, self.how, name)
         self.counts += (len(values) - missing, missing)
 
     def done(self):
@@ -108,13 +115,14 @@ def count(
     source, # A file, several files, an Arrow table or a frame
     like:Profile, # A profile that has the bins
     progress=None, # Called with the number of rows of each chunk
+    how:Reading=Reading(), # How it is to be read
 )->Profile: # The same bins, the counts of the source
     "Count rows in one pass, constant memory, on all cores; `MissingColumn` or `DataError` for rows that do not fit"
-    need_columns(like, schema_of(source), source_name(source))
+    need_columns(like, schema_of(source, how), source_name(source))
     kinds = {name: "categorical" if column.kind == "uncounted" else column.kind for name, column in like.items()}
-    counters = {name: COUNTERS[column.kind](column) for name, column in like.items()}
+    counters = {name: COUNTERS[column.kind](column, how) for name, column in like.items()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for where, _, _, arrays in read_batches(source, list(like), kinds):
+        for where, _, _, arrays in read_batches(source, list(like), kinds, how):
             def add(name): return reading(where, name, counters[name].add, arrays[name], name, where)   # noqa: B023
             list(pool.map(add, like))
             if progress: progress(len(next(iter(arrays.values()))))
@@ -126,12 +134,13 @@ def profile(
     like:Profile|None=None, # A profile that has the bins; None: the source is the reference
     kinds:dict[str, str]|None=None, # For a reference: column: 'numeric', 'time' or 'categorical'
     progress=None, # Called with the number of rows of each chunk
+    how:Reading=Reading(), # How it is to be read
 )->Profile: # Bins and counts
     "Profile a window in the bins of `like`, or a reference in its own bins"
-    return count(source, choose_bins(source, kinds) if like is None else like, progress)
+    return count(source, choose_bins(source, kinds, how) if like is None else like, progress, how)
 
 # %% ../../nbs/profile/04_build.ipynb #064f9891
-SCHEMA = 2
+SCHEMA = 3
 
 # %% ../../nbs/profile/04_build.ipynb #9ee4ccbe
 def _content_hash(content):
@@ -144,12 +153,12 @@ def _column_to_dict(name, column):
     return dict(name=name, kind=column.kind, bins=list(column.bins), counts=list(column.counts),
                 low=column.low, high=column.high, centre=column.centre, each=column.each, partial=column.partial,
                 sums=[to_hex(total) for total in column.sums], squares=to_hex(column.squares),
-                least=column.least, most=column.most, why=column.why)
+                least=column.least, most=column.most, why=column.why, strays=column.strays)
 
 # %% ../../nbs/profile/04_build.ipynb #db2663cf
 def _column_from_dict(content):
     "A column from plain data"
-    same_type = ("kind", "low", "high", "centre", "each", "partial", "least", "most", "why")
+    same_type = ("kind", "low", "high", "centre", "each", "partial", "least", "most", "why", "strays")
     same = {name: content[name] for name in same_type}
     return Column(**same, bins=tuple(content["bins"]), counts=tuple(content["counts"]),
                   sums=tuple(map(from_hex, content["sums"])), squares=from_hex(content["squares"]))

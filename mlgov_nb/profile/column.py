@@ -33,6 +33,7 @@ class Column:
     least: float | None = None    # smallest and largest value found
     most: float | None = None
     why: str = ""                 # why a column is uncounted
+    strays: int = 0               # cells that are no numbers, or no times; they are counted as missing
 
 # %% ../../nbs/profile/02_column.ipynb #7f9a4922
 Profile = dict[str, Column]
@@ -148,6 +149,7 @@ def _add_columns(one, other):
     "The sum of two columns with the same bins"
     return replace(one, counts=tuple(map(sum, zip(one.counts, other.counts, strict=True))),
                    sums=tuple(map(sum, zip(one.sums, other.sums, strict=True))), squares=one.squares + other.squares,
+                   strays=one.strays + other.strays,
                    least=_best(min, one.least, other.least), most=_best(max, one.most, other.most))
 
 # %% ../../nbs/profile/02_column.ipynb #b2cc02c1
