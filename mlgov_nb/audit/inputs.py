@@ -13,14 +13,13 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..data.card import Card, load_card
-from ..data.prepare import prepare
-from ..data.read import read_rows
+from ..data.prepare import read_prepared
 from ..data.values import DataError
 from ..data.split import describe, same_season
 from ..files import write_json
 from ..model.artifact import Artifact, load
 from ..settings import AuditSettings, ConfigError, MlgovError
-from ..stats.measures import Measure, record
+from ..stats.measures import Measure, rate, record
 
 # %% ../../nbs/audit/00_inputs.ipynb #9e7a31c1
 @dataclass
@@ -33,6 +32,7 @@ class Inputs:
     settings: AuditSettings
     seed: int
     others: dict[str, Artifact] = field(default_factory=dict)   # candidates that were not released
+    refused: dict[str, tuple[int, int]] = field(default_factory=dict)   # window: rows refused, rows read
 
 # %% ../../nbs/audit/00_inputs.ipynb #6208a3bc
 @patch(as_prop=True)
@@ -52,14 +52,14 @@ def target(
 # %% ../../nbs/audit/00_inputs.ipynb #f8776442
 def _rows(file, card):
     "The rows of a file that fit the card; what was refused is printed"
-    df, refused = prepare(read_rows(file), card, where=str(file))
-    name, count = Path(file).name, len(refused)
-    if df.empty:
-        reason = f": {refused.reason.iloc[0]}" if count else ", the file is empty"
-        raise DataError(f"{file}: no rows to audit ({count} were refused{reason})")
-    if df[card.target.name].isna().all(): print(f"{name}: no row has a label; the target is {card.target.expr}")
-    if count: print(f"{name}: {count} rows refused: {refused.reason.value_counts().to_dict()}")
-    return df
+    prepared = read_prepared(file, card)
+    rows, refused, name = prepared.rows, prepared.refused, Path(file).name
+    if rows.empty:
+        reason = f": {refused.reason.iloc[0]}" if len(refused) else ", the file is empty"
+        raise DataError(f"{file}: no rows to audit ({len(refused)} were refused{reason})")
+    if rows[card.target.name].isna().all(): print(f"{name}: no row has a label; the target is {card.target.words}")
+    for note in prepared.told: print(f"{name}: {note}")
+    return prepared
 
 # %% ../../nbs/audit/00_inputs.ipynb #367bc709
 def open_inputs(
@@ -78,9 +78,21 @@ def open_inputs(
     missing = sorted(set(artifact.encoder.features) - set(found.features))
     if missing: raise MlgovError(f"{model}: the model needs the features {missing}; the card {card} does not have them")
     others = {name: load(root/path) for name, path in (candidates or {}).items() if name != artifact.name}
-    rows = _rows(root/reference, found)
-    window_rows = {name: _rows(root/path, found) for name, path in windows.items()}
-    return Inputs(found, artifact, rows, window_rows, AuditSettings(**settings), seed, others)
+    rows = _rows(root/reference, found).rows
+    prepared = {name: _rows(root/path, found) for name, path in windows.items()}
+    window_rows = {name: each.rows for name, each in prepared.items()}
+    refused = {name: (len(each.refused), each.read) for name, each in prepared.items()}
+    return Inputs(found, artifact, rows, window_rows, AuditSettings(**settings), seed, others, refused)
+
+# %% ../../nbs/audit/00_inputs.ipynb #c247758d
+@patch
+def set_aside(
+    self:Inputs,
+    name:str, # A window
+)->Measure: # Their share of the rows that were read
+    "How many rows of a window did not fit the card"
+    refused, read = self.refused[name]
+    return rate("set_aside_share", "all rows", refused, read)
 
 # %% ../../nbs/audit/00_inputs.ipynb #bf9b1b87
 @patch

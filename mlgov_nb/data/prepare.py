@@ -213,12 +213,15 @@ def prepare(
     card:Card, # Their card
     labelled:bool=False, # Must the target be computable?
     where:str="data", # What to call the rows in an error
+    keep:list[str]=(), # Further columns of numbers that are kept where they are there
 )->tuple[pd.DataFrame, pd.DataFrame]: # Rows with the card's columns and the target; refused rows with `reason`
     "Check raw rows against the card: id, time, features, protected attributes, target; nothing is dropped silently"
     _need_card_columns(df, card, where)
     df = df.reset_index(drop=True)
     columns, unreadable = _typed_columns(df, card, where)
     columns[card.target.name] = _target(df, card, labelled, where)
+    for name in keep:
+        if name in df and name not in columns: columns[name] = parse_numbers(df[name], name, where, card.reading)[0]
     rows = pd.DataFrame(columns)
     reasons = _refusals(rows, unreadable, card)
     return rows.drop(index=reasons.index).reset_index(drop=True), df.loc[reasons.index].assign(reason=reasons)
@@ -240,6 +243,15 @@ class Prepared:
     def reasons(self):
         "Reason of refusal: how many rows, the commonest first"
         return self.refused.reason.value_counts().to_dict() if len(self.refused) else {}
+
+    @property
+    def told(self):
+        "What a person should know: how the source was read, and how many rows were refused for what"
+        if not len(self.refused): return self.notes
+        first = self.refused.iloc[0]
+        shown = "; ".join(f"{reason} ({count:,})" for reason, count in list(self.reasons.items())[:5])
+        return [*self.notes, f"{len(self.refused):,} of {self.read:,} rows are refused: {shown}; "
+                             f"the first is row {first.file_row:,}"]
 
 # %% ../../nbs/data/05_prepare.ipynb #f87500c5
 def _label_note(df, card):
@@ -263,10 +275,11 @@ def read_prepared(
     card:Card, # What its rows are
     labelled:bool=False, # Must the target be computable?
     where:str|None=None, # What to call the rows in an error; default: the file
+    keep:list[str]=(), # Further columns of numbers that are kept where they are there
 )->Prepared: # Rows that fit, rows that do not, notes
     "Read rows and check them against the card: the one way from a file into training, audits, checks and explanations"
     raw = read_raw(source, card.reading)
     where = where or source_name(source)
-    rows, refused = prepare(raw.frame, card, labelled, where)
+    rows, refused = prepare(raw.frame, card, labelled, where, keep)
     label_note = _label_note(raw.frame, card)
     return Prepared(rows, _with_places(refused, raw), [*raw.notes, *([label_note] if label_note else [])])

@@ -216,7 +216,9 @@ def _form_of(source, where, reading, wanted):
     text = codecs.getincrementaldecoder(encoding)(errors="replace").decode(head).removeprefix("\ufeff")
     stated = re.match(r"sep=(.)\r?\n", text)                # the first line of some exports of Excel
     if stated: text = text[stated.end():]
-    separator = reading.separator or (stated[1] if stated else _separator_of(text, wanted))
+    first_line = text.split("\n", 1)[0]
+    given = reading.separator if reading.separator and reading.separator in first_line else None
+    separator = given or (stated[1] if stated else _separator_of(text, wanted))
     records = _records(text, separator)
     if not records: raise DataError(f"{where}: is empty; expected Parquet, or CSV with a line of column names")
     if len(head) < HEAD or len(records) > 200: _check_widths(records, where)

@@ -206,6 +206,9 @@ def _number_of(text, reading, marks):
 def _numbers_in_text(texts, reading, column):
     "Numbers of an array of text, NaN where there is none; which cells hold something else"
     marks = reading.marks(column) - {""}
+    if reading.decimal == "." and not reading.thousands and not marks:
+        try: return pc.cast(texts, pyarrow.float64()).to_numpy(zero_copy_only=False), np.zeros(len(texts), bool)
+        except pyarrow.ArrowInvalid: pass                     # some cell is something else: look at each
     if reading.decimal == "." and not reading.thousands:
         simple = pc.match_substring_regex(texts, NUMBER)
         if marks: simple = pc.and_(simple, pc.invert(pc.is_in(texts, pyarrow.array(sorted(marks), texts.type))))
@@ -263,7 +266,7 @@ def parse_numbers(
     return pd.Series(found, index=s.index), pd.Series(bad, index=s.index)
 
 # %% ../../nbs/data/01_values.ipynb #3fe2411a
-CODE = r"^[+-]?0\d|^[+-]?\d{16,}$|^(true|True|TRUE|false|False|FALSE)$"
+CODE = r"^\s*[+-]?0\d|^\s*[+-]?\d{16,}\s*$|^(true|True|TRUE|false|False|FALSE)$"
 
 @dataclass(frozen=True)
 class Spelling:
@@ -285,9 +288,10 @@ def number_spelling(
     present = int((~np.isnan(found) | bad).sum())
     if not holds_text(array.type): return Spelling(present, int(bad.sum()), {}, False)
     if pyarrow.types.is_dictionary(array.type): array = array.dictionary_decode()
-    texts = pc.utf8_trim_whitespace(_texts(array))
-    codes = bool(pc.any(pc.match_substring_regex(texts, CODE)).as_py())
-    counted = pc.value_counts(texts.filter(pyarrow.array(bad))).to_pylist() if bad.any() else []
+    whole = _texts(array).filter(pyarrow.array(found % 1 == 0))
+    codes = bool(pc.any(pc.match_substring_regex(whole, CODE)).as_py())
+    strays = pc.utf8_trim_whitespace(_texts(array).filter(pyarrow.array(bad)))
+    counted = pc.value_counts(strays).to_pylist()
     common = sorted(counted, key=lambda each: -each["counts"])[:5]
     return Spelling(present, int(bad.sum()), {each["values"]: each["counts"] for each in common}, codes)
 

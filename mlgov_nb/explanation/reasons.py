@@ -11,8 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.card import Card
-from ..data.prepare import prepare
-from ..data.read import read_rows
+from ..data.prepare import read_prepared
 from ..data.values import DataError
 from .counterfactuals import counterfactuals
 from ..model.artifact import Artifact, card_of, load
@@ -64,7 +63,8 @@ def find_row(
 )->pd.DataFrame: # One prepared row
     "The row of a file with a given id; `DataError` states why there is none"
     bare = card.model_copy(update={"protected": {}, "time": None})
-    rows, refused = prepare(read_rows(file), bare, where=str(file))
+    prepared = read_prepared(file, bare)
+    rows, refused = prepared.rows, prepared.refused
     found = rows[rows[card.id].astype(str) == str(row)]
     bad = refused[refused[card.id].astype(str) == str(row)] if len(refused) else refused
     count = len(found) + len(bad)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..audit.inputs import open_inputs
 from ..data.card import Card
 from ..data.labels import join_labels, read_labels
-from ..data.prepare import prepare
+from ..data.prepare import read_prepared
 from ..data.read import read_rows, write_rows
 from .audits import audit_params, run_audit
 from .judge import harm_stage, judge_stage
@@ -27,10 +27,9 @@ def with_labels(
     out:Path, # Where the joined rows go
 )->Path: # `out`
     "Rows with the labels of another file; what did not fit is printed"
-    rows, refused = prepare(read_rows(file), card, where=str(file), labelled=False)
-    joined, report = join_labels(rows, read_labels(labels, card), card)
-    also = f"; {len(refused):,} rows of {Path(file).name} were refused" if len(refused) else ""
-    print(report.words + also)
+    prepared = read_prepared(file, card)
+    joined, report = join_labels(prepared.rows, read_labels(labels, card), card)
+    for note in [report.words, *prepared.told]: print(note)
     write_rows(out, joined)
     return out
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..data.card import card_path, load_card
-from ..data.prepare import prepare
+from ..data.prepare import read_prepared
 from ..data.read import read_rows, write_rows
 from ..data.values import DataError
 from ..data.split import Window, describe, split
@@ -24,14 +24,14 @@ def ingest(
 )->dict: # What was read, kept and refused
     "Stage: read the card's raw file, check it, keep rows and refused rows in `data/ingested`; `DataError` without rows"
     card = load_card(card_path(root, params.data.card))
-    df = read_rows(Path(root)/"data"/"raw"/card.path)
-    if params.data.sample < 1: df = df.sample(frac=params.data.sample, random_state=params.seed).sort_index()
-    rows, refused = prepare(df, card, labelled=True, where=card.path)
+    prepared = read_prepared(Path(root)/"data"/"raw"/card.path, card, labelled=True, where=card.path)
+    rows, refused = prepared.rows, prepared.refused
     if rows.empty: raise DataError(_no_rows(card.path, refused))
-    reasons = refused.reason.value_counts().to_dict() if len(refused) else {}
-    summary = dict(card=card.name, file=card.path, read=len(df), kept=len(rows), refused=len(refused), reasons=reasons)
+    if params.data.sample < 1: rows = rows.sample(frac=params.data.sample, random_state=params.seed).sort_index()
+    summary = dict(card=card.name, file=card.path, read=prepared.read, kept=len(rows), refused=len(refused),
+                   reasons=prepared.reasons, notes=prepared.notes)
     with atomic_dir(Path(root)/"data"/"ingested") as folder:
-        write_rows(folder/"rows.parquet", rows)
+        write_rows(folder/"rows.parquet", rows.reset_index(drop=True))
         write_rows(folder/"refused.parquet", refused.astype(str))
         write_json(folder/"ingest.json", summary)
     return summary

@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.card import Card
-from ..data.prepare import prepare
-from ..data.read import read_rows
-from ..data.values import DataError, as_category
+from ..data.card import Card, Reading
+from ..data.prepare import read_prepared
+from ..data.read import read_raw
 from ..data.split import same_season
+from ..data.values import DataError, as_category, as_times, need_columns, numbers
 from ..drift.audit import Comparison, WindowRows, audit_drift
-from ..drift.columns import labelled, rank
+from ..drift.columns import identifiers, labelled, rank
 from ..profile.build import profile, read_profile
 from ..profile.column import ProfileMismatch
-from ..profile.source import kinds_of, schema_of
+from ..profile.source import describe_columns, schema_of
 from ..settings import AuditSettings, Limit, MlgovError
-from ..stats.measures import record, words
+from ..stats.measures import rate, record, words
 from ..verdict.judge import judge
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #dc8bcc0a
@@ -41,57 +41,64 @@ def _is_profile(file):
     return Path(file).suffix == ".json"
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #aa712dd9
-def _kinds(reference, others, card):
-    "The card's features, and its target and the score where all files have them; all columns without a card"
-    kinds = kinds_of(reference, card)
-    if not card: return kinds
-    names = [set(read_profile(file) if _is_profile(file) else schema_of(Path(file))) for file in (reference, *others)]
-    in_all = set.intersection(*names)
+def _kinds(frames, card):
+    "The kinds of the card's columns, and of its target and the score where all rows have them"
+    in_all = set.intersection(*(set(frame) for frame in frames))
+    kinds = {**dict.fromkeys(card.numeric, "numeric"), **dict.fromkeys(card.categorical, "categorical")}
     more = {card.target.name: card.task.label_kind, "score": "numeric"}
     return kinds | {name: kind for name, kind in more.items() if name in in_all}
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #f76889e0
-def _file_profiles(files, card):
-    "Profiles of all files in the bins of the first, the reference"
+def _file_profiles(files, kinds, how):
+    "Profiles of all files in the bins of the first, the reference; without a card, files are read in pieces"
     reference, *others = files
-    if _is_profile(reference): before = _reference_profile(reference, card)
-    else: before = profile(Path(reference), kinds=_kinds(Path(reference), others, card))
-    return before, *(read_profile(file) if _is_profile(file) else profile(Path(file), before) for file in others)
+    before = read_profile(reference) if _is_profile(reference) else profile(reference, kinds=kinds, how=how)
+    return before, *(read_profile(file) if _is_profile(file) else profile(file, before, how=how) for file in others)
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #615a0fc4
-def _reference_profile(file, card):
-    "A reference that is a profile; it must have the card's features"
-    found = read_profile(file)
-    missing = [name for name in card.features if name not in found] if card else []
-    if missing: raise ProfileMismatch(f"{file}: the profile lacks the card's features {missing}")
-    return found
+def _card_profiles(files, frames, card):
+    "Profiles of all files in the bins of the first, where rows were checked against the card"
+    reference, *others = files
+    if _is_profile(reference):
+        before = read_profile(reference)
+        missing = [name for name in card.features if name not in before]
+        if missing: raise ProfileMismatch(f"{reference}: the profile lacks the card's features {missing}")
+    else:
+        counted = [read_profile(file) for file in others if _is_profile(file)]
+        before = profile(frames[reference], kinds=_kinds([*frames.values(), *counted], card))
+    return before, *(read_profile(file) if _is_profile(file) else profile(frames[file], before) for file in others)
 
-# %% ../../nbs/pipeline/09_drift_check.ipynb #0a41e3f5
-def _frame(file, card, option, notes):
-    "Rows of a file, checked against the card; a note states what was refused"
-    if _is_profile(file): raise DataError(f"{file}: {option} needs rows, and this is a profile")
-    df = read_rows(Path(file))
-    if not card: return df
-    rows, refused = prepare(df, card, where=str(file))
-    if refused.empty: return rows
-    count, reason = f"{len(refused):,} of {len(df):,} rows", f"most of them because: {refused.reason.mode()[0]}"
-    if len(refused) > len(df) / 10: raise DataError(f"{file}: {count} do not fit the card, {reason}")
-    notes.append(f"{file}: {count} left out, {reason}")
-    return rows
+# %% ../../nbs/pipeline/09_drift_check.ipynb #2876c8e4
+def _checked(file, card, notes):
+    "Rows of a file that fit the card, with their scores where the file has them; a note tells what was refused"
+    prepared = read_prepared(file, card, keep=["score"])
+    notes += [f"{file}: {note}" for note in prepared.told]
+    if prepared.rows.empty: raise DataError(f"{file}: no row fits the card")
+    return prepared
+
+# %% ../../nbs/pipeline/09_drift_check.ipynb #68f386a1
+def _need_rows(files, match, full):
+    "`DataError` where an option needs rows and a file is a profile"
+    if not (match or full): return
+    for file in files:
+        if _is_profile(file): raise DataError(f"{file}: {'--match' if match else '--full'} needs rows, and this is a profile")
+
+# %% ../../nbs/pipeline/09_drift_check.ipynb #307974f4
+def _of_kinds(file, kinds, how):
+    "Rows of a file as the reference's kinds of columns"
+    frame = read_raw(file, how, list(kinds)).frame
+    as_kind = dict(numeric=lambda s: pd.Series(numbers(s, how, str(s.name))[0], index=s.index),
+                   categorical=lambda s: as_category(s, how), time=lambda s: as_times(s, how))
+    return pd.DataFrame({name: as_kind[kind](frame[name]) for name, kind in kinds.items()})
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #5af6e8df
-def _matched(rows, files, card, season):
+def _matched(rows, kinds, time, season):
     "The reference's rows of the same month, quarter or weekday, and the current ones"
-    if card: return [same_season(*rows, card.time, season), rows[1]]
-    time = next((name for name, kind in kinds_of(Path(files[0])).items() if kind == "time"), None)
-    if time: rows = [_with_times(frame, time) for frame in rows]
-    return [same_season(*rows, time, season), rows[1]]
-
-# %% ../../nbs/pipeline/09_drift_check.ipynb #a833cb96
-def _with_times(frame, time):
-    "Rows whose time column holds times, not text"
-    if time not in frame: return frame
-    return frame.assign(**{time: pd.to_datetime(frame[time], errors="coerce")})
+    time = time or next((name for name, kind in kinds.items() if kind == "time"), None)
+    if time is None:
+        raise DataError("--match needs a column of dates, and no column holds dates in ISO 8601; name it by --time, and "
+                        "say by --dates how dates are written")
+    return [same_season(rows[0], rows[1], time, season), rows[1]]
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #b087d29c
 def _plain(rows, columns, model):
@@ -149,29 +156,82 @@ def drift_of( # noqa: PLR0913 - settings with defaults, as `mlgov drift` has the
     match:str|None=None, # 'month', 'quarter' or 'weekday': compare with the same season of the reference
     full:bool=False, # Test combinations and look for slices and outliers too
     model=None, # An `Artifact`, for the scores
+    how:Reading=Reading(), # How the files are to be read, where there is no card
+    ignore:list[str]=(), # Columns to leave out, where there is no card
+    text:list[str]=(), # Columns of numbers that are codes, where there is no card
+    time:str|None=None, # The column of dates for `match`, where there is no card
 )->Answer: # Verdict, table, measures, what was not tested
     "Drift of one file against another; `DataError` or `ProfileMismatch` states what does not fit"
     if 0 < len(history) < 3:
         raise DataError(f"--history: {len(history)} windows cannot show how much windows vary; give at least 3")
-    settings, notes, files = settings or AuditSettings(), [], [reference, current, *history]
-    comparison, rows = _read(files, card, match, full, notes)
+    settings, notes = settings or AuditSettings(), []
+    files = [*map(Path, (reference, current, *history))]
+    if card: profiles, rows, shares = _read_checked(files, card, match, full, notes)
+    else: profiles, rows, shares = *_read_plain(files, how, ignore, text, time, match, full, notes), []
+    comparison = _comparison(profiles, reference, card, notes)
     features, columns = card.features if card else list(comparison.before), _columns(comparison.before, card)
     if full: comparison = _with_rows(comparison, rows, columns, model)
     else: notes.append(_not_tested(comparison))
     usual = comparison.rows.before if full else None
     audit = audit_drift({"current": comparison}, columns, features, settings, seed, importance, usual)
-    return _answer(audit.tables["current"], audit.measures["current"], limits, importance, Path(current), notes)
+    measures = [*audit.measures["current"], *shares]
+    return _answer(audit.tables["current"], measures, limits, importance, Path(current), notes)
 
-# %% ../../nbs/pipeline/09_drift_check.ipynb #521a5fc9
-def _read(files, card, match, full, notes):
-    "The profiles of all files, and their rows where they are needed"
-    if not match and not full: return _comparison(_file_profiles(files, card), files[0], card, notes), []
-    rows = [_frame(file, card, "--full" if full else "--match", notes) for file in files]
-    if not match: return _comparison(_file_profiles(files, card), files[0], card, notes), rows
-    rows[:2] = _matched(rows[:2], files, card, match)
-    before = profile(rows[0], kinds=_kinds(Path(files[0]), files[1:], card))
-    profiles = before, *(profile(frame, before) for frame in rows[1:])
-    return _comparison(profiles, files[0], card, notes), rows
+# %% ../../nbs/pipeline/09_drift_check.ipynb #55f01af7
+def _read_checked(files, card, match, full, notes):
+    "Profiles of all files by the card, their rows where they are needed, and the share of current rows set aside"
+    _need_rows(files, match, full)
+    prepared = {file: _checked(file, card, notes) for file in dict.fromkeys(files) if not _is_profile(file)}
+    frames = {file: each.rows for file, each in prepared.items()}
+    shares = []
+    if files[1] in prepared:
+        each = prepared[files[1]]
+        shares = [rate("set_aside_share", "all rows", len(each.refused), each.read)]
+    rows = [frames[file] for file in files] if match or full else []
+    if match:
+        rows[0] = same_season(rows[0], rows[1], card.time, match)
+        before = profile(rows[0], kinds=_kinds(rows, card))
+        return (before, *(profile(frame, before) for frame in rows[1:])), rows, shares
+    return _card_profiles(files, frames, card), rows, shares
+
+# %% ../../nbs/pipeline/09_drift_check.ipynb #ada83707
+def _plain_kinds(files, how, ignore, text, time, notes):
+    "Kinds of the columns that are compared without a card; notes tell how the files were read and what is left out"
+    if _is_profile(files[0]): return {}
+    kinds, told = describe_columns(files[0], how=how)
+    notes += [f"{files[0]}: {note}" for note in told]
+    need_columns([*ignore, *text, *([time] if time else [])], kinds, f"{files[0]}: --ignore, --text and --time")
+    kinds = {name: kind for name, kind in kinds.items() if name not in ignore}
+    kinds |= dict.fromkeys(text, "categorical")
+    if time: kinds[time] = "time"
+    for file in files[1:]:
+        if _is_profile(file): continue
+        new = [name for name in schema_of(file, how) if name not in kinds and name not in ignore]
+        if new: notes.append(f"{file}: columns that the reference does not have, not compared: {', '.join(new)}")
+    return kinds
+
+# %% ../../nbs/pipeline/09_drift_check.ipynb #34a645ea
+def _read_plain(files, how, ignore, text, time, match, full, notes): # noqa: PLR0913 - the options of `drift_of`
+    "Profiles of all files, and their rows where they are needed"
+    kinds = _plain_kinds(files, how, ignore, text, time, notes)
+    _need_rows(files, match, full)
+    if not match and not full: return _without_identifiers(_file_profiles(files, kinds, how), notes), []
+    rows = [_of_kinds(file, kinds, how) for file in files]
+    if match: rows[:2] = _matched(rows[:2], kinds, time, match)
+    before = profile(rows[0], kinds=kinds)
+    return _without_identifiers((before, *(profile(frame, before) for frame in rows[1:])), notes), rows
+
+# %% ../../nbs/pipeline/09_drift_check.ipynb #0231d587
+def _without_identifiers(profiles, notes):
+    "The profiles without columns that identify rows; notes tell these, and cells that are no numbers"
+    before, now, *_ = profiles
+    left_out = identifiers(before, now)
+    if len(left_out) == len(before): left_out = {}
+    for name, why in left_out.items(): notes.append(f"{name}: not compared, {why}")
+    for name, column in now.items():
+        if column.strays: notes.append(f"{name}: {column.strays:,} cells of the current rows are no "
+                                       f"{'dates' if column.kind == 'time' else 'numbers'} and count as missing")
+    return [{name: column for name, column in found.items() if name not in left_out} for found in profiles]
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #2fcef0d8
 def _not_tested(comparison):

@@ -15,9 +15,9 @@ import pandas as pd
 
 from ..data.card import Card, card_path, load_card
 from ..data.labels import read_labels
-from ..data.prepare import prepare
-from ..data.read import read_rows
-from ..data.values import DataError
+from ..data.prepare import ids_of, read_prepared
+from ..data.read import read_raw
+from ..data.values import DataError, as_category, holds_numbers, numbers
 from ..files import write_atomic
 from ..model.artifact import Artifact, load
 from ..performance.estimate import Learned, estimate, learn
@@ -47,7 +47,7 @@ def question(
     "Read rows, model and reference; `DataError` when no row needs a label"
     root = Path(root)
     card, artifact = load_card(card_path(root, params.data.card)), load(model or root/"release"/"champion")
-    ref, _ = prepare(read_rows(reference or root/"data/split/reference.parquet"), card)
+    ref = read_prepared(reference or root/"data/split/reference.parquet", card).rows
     rows = _rows(file, card)
     unlabelled = rows[rows[card.target.name].isna()].reset_index(drop=True)
     if unlabelled.empty:
@@ -59,13 +59,10 @@ def question(
 # %% ../../nbs/pipeline/10_label_requests.ipynb #00f908df
 def _rows(file, card):
     "The rows of a file that fit the card; what was refused is printed to the error stream"
-    rows, refused = prepare(read_rows(file), card, where=str(file))
-    count = f"{len(refused):,}"
-    if len(refused):
-        reasons = refused.reason.value_counts().to_dict()
-        print(f"{Path(file).name}: {count} rows refused: {reasons}", file=sys.stderr)
-    if not rows.empty: return rows
-    reason = f"all {count} were refused" if len(refused) else "the file is empty"
+    prepared = read_prepared(file, card)
+    for note in prepared.told: print(f"{Path(file).name}: {note}", file=sys.stderr)
+    if not prepared.rows.empty: return prepared.rows
+    reason = f"all {prepared.read:,} were refused" if prepared.read else "the file is empty"
     raise DataError(f"{file}: no rows to label ({reason})")
 
 # %% ../../nbs/pipeline/10_label_requests.ipynb #430b4c47
@@ -95,7 +92,7 @@ def answer(
     value:dict[str, float]|None=None, # Worth of outcomes
 )->pd.DataFrame: # Per measure: with the labels, and what was expected without them
     "What the filled-in labels say about all rows without a label"
-    drawn = _filled_in(q.card, sample, text_ids=not pd.api.types.is_numeric_dtype(q.rows[q.card.id]))
+    drawn = _filled_in(q.card, sample, q.rows)
     sampled = sampled_quality(q.learned, q.rows, q.score, drawn, threshold, value, id=q.card.id)
     measured = {found.name.removesuffix("_sampled"): found for found in sampled}
     unlabelled, method = replace(q.learned, labelled=None), q.learned.names[0]
@@ -112,22 +109,35 @@ def _expectation(expected):
     value, deviation = (np.nan, np.nan) if expected is None else (expected[0], expected[1])
     return dict(expected=value, expected_low=value - Z95 * deviation, expected_high=value + Z95 * deviation)
 
-# %% ../../nbs/pipeline/10_label_requests.ipynb #d5a97c1e
-def _filled_in(card, sample, text_ids):
+# %% ../../nbs/pipeline/10_label_requests.ipynb #f27cd617
+def _check_weights(drawn, row_count, sample):
+    "`DataError` where the weights of a sheet are not those that `label next` wrote"
+    expected = "expected the lines and weights as `mlgov label next` wrote them; leave an unanswered cell empty"
+    if not np.isfinite(drawn.weight).all() or (drawn.weight < 1 - 1e-6).any():
+        raise DataError(f"{sample}: a weight is missing or below 1; {expected}")
+    spread = drawn.groupby("stratum").weight.agg(["min", "max"])
+    uneven = spread.index[spread["max"] > spread["min"] * (1 + 1e-6)]
+    if len(uneven): raise DataError(f"{sample}: the weights of stratum {uneven[0]} differ; {expected}")
+    total = drawn.weight.sum()
+    if abs(total - row_count) > 1e-6 * row_count + 1e-3:
+        raise DataError(f"{sample}: the weights add up to {total:,.10g}, and {row_count:,} rows have no label: lines are "
+                        f"missing, or weights were changed; {expected}")
+
+# %% ../../nbs/pipeline/10_label_requests.ipynb #a5d64478
+def _filled_in(card, sample, rows):
     "Identifier, stratum, weight and label of the drawn rows; `DataError` for a file that does not fit"
-    found, target = read_rows(sample), card.target.name
+    found, target = read_raw(sample).frame, card.target.name
     missing = [name for name in (card.id, "stratum", "weight", target) if name not in found]
     if missing:
         expected = f"expected the file that `mlgov label next` wrote, with {target} filled in"
         raise DataError(f"{sample}: no column {', '.join(missing)}; {expected}")
-    drawn = found[[card.id, "stratum", "weight"]].assign(label=read_labels(sample, card)[target].to_numpy())
-    if text_ids: drawn[card.id] = _text_column(sample, card.id)       # '0017' is not 17
+    weight, _ = numbers(found.weight)
+    ids = ids_of(found[card.id], str(sample))
+    if not holds_numbers(rows[card.id]): ids = as_category(found[card.id])        # '0017' is not 17
+    drawn = pd.DataFrame({card.id: ids, "stratum": found.stratum, "weight": weight})
+    drawn = drawn.assign(label=read_labels(sample, card)[target].to_numpy())
     if drawn.label.isna().all(): raise DataError(f"{sample}: no label is filled in; the column is {target}")
     twice = drawn[card.id][drawn[card.id].duplicated()]
     if len(twice): raise DataError(f"{sample}: {card.id} {twice.iloc[0]} occurs twice; each drawn row has one line")
+    _check_weights(drawn, len(rows), sample)
     return drawn
-
-# %% ../../nbs/pipeline/10_label_requests.ipynb #179d8a06
-def _text_column(file, name):
-    "A column of a CSV as it is written"
-    return pd.read_csv(file, dtype="str", keep_default_na=False)[name].to_numpy()

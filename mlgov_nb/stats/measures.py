@@ -228,6 +228,7 @@ WORDS = {
     "disparate_impact": "disparate impact",
     "drifted": "drift",
     "drift_share": "share of drifted features",
+    "set_aside_share": "share of rows that do not fit the card",
     "drift_importance": "share of the model's importance in drifted features",
     "drift_impact": "drift weighted by importance",
     "joint_drift": "share of tests of all columns together that found drift",
