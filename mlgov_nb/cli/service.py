@@ -96,7 +96,10 @@ def predict(
     place = _log_folder(folder)
     segment = Segment(place, "predictions", clock=scorer.clock)
     with tqdm(total=stated_rows(file), disable=None, unit="row", unit_scale=True) as bar:
-        counts = score_file(scorer, segment, file, out, lambda part: bar.update(part["rows"]))
+        notes: list[str] = []
+        counts = score_file(scorer, segment, file, out, lambda part: bar.update(part["rows"]), notes)
+    for note in notes:
+        print_line(f"{file}: {note}")
     _print_scored(out, counts, scorer, place)
     raise typer.Exit(1 if counts["refused"] == counts["rows"] > 0 else 0)
 

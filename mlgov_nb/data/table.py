@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'FOREIGN', 'PACKED', 'UNREADABLE', 'MARKS', 'WORDS_OF_MARKS', 'BLOCK', 'CELLS', 'Table', 'check_names',
-           'open_table', 'files_of', 'source_name', 'open_tables']
+           'foreign_format', 'open_table', 'files_of', 'source_name', 'open_tables']
 
 # %% ../../nbs/data/02_table.ipynb #4a233984
 import bz2
@@ -13,13 +13,13 @@ import csv
 import io
 import lzma
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow
 import pyarrow.csv as pyarrow_csv
@@ -82,21 +82,29 @@ def _starts(head, magics):
 
 # %% ../../nbs/data/02_table.ipynb #0b6b03bf
 @contextmanager
+def _raw(source):
+    "The bytes of a path or of an open file, from their beginning"
+    if not hasattr(source, "read"):
+        with open(source, "rb") as file: yield file
+        return
+    source.seek(0)
+    yield source
+
+# %% ../../nbs/data/02_table.ipynb #9899d4d6
+@contextmanager
 def _opened(
     source, # A path, or an open binary file that can seek
 ): # A binary stream from its beginning, unpacked
-    "The bytes of a file; `DataError` where there is none or it is not whole"
-    raw = source if hasattr(source, "read") else open(source, "rb")
-    try:
-        raw.seek(0)
+    "The bytes of a file, unpacked"
+    with _raw(source) as raw:
         packing = _starts(raw.read(8), PACKED)
         raw.seek(0)
         if packing is None: yield raw
-        elif packing == "xz": yield lzma.open(raw)
-        elif packing == "bz2": yield bz2.open(raw)
+        elif packing == "xz":
+            with lzma.open(raw) as stream: yield stream
+        elif packing == "bz2":
+            with bz2.open(raw) as stream: yield stream
         else: yield pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), packing)
-    finally:
-        if raw is not source: raw.close()
 
 # %% ../../nbs/data/02_table.ipynb #757d0502
 UNREADABLE = (pyarrow.ArrowException, OSError, EOFError, UnicodeError, lzma.LZMAError, csv.Error)
@@ -109,6 +117,37 @@ def _faults_of(where):
     except IsADirectoryError: raise DataError(f"{where}: is a folder") from None
     except UNREADABLE as error: raise DataError(f"{where}: cannot be read: {one_line(error, 240)}") from None
 
+# %% ../../nbs/data/02_table.ipynb #d55caca5
+def _head(source):
+    "The first bytes of a file, unpacked, as far as they are whole"
+    with _raw(source) as raw: packed = raw.read(HEAD)
+    if not packed.startswith(b"\x1f\x8b"):
+        with _opened(source) as stream: return stream.read(HEAD)
+    try: return zlib.decompressobj(31).decompress(packed, HEAD)
+    except zlib.error as error: raise OSError(f"the packed data is damaged ({error})") from None
+
+# %% ../../nbs/data/02_table.ipynb #0ae9a476
+class _UntilFault:
+    "A file that ends where it can no longer be read; `fault` holds the error"
+    closed = False
+
+    def __init__(self, source):
+        self.source = source
+        self.fault = None
+
+    def readable(self): return True
+
+    def close(self): self.closed = True
+
+    def read(self, size):
+        "The next bytes; none at the end and from a fault on"
+        if self.fault: return b""
+        try:
+            return self.source.read(size)
+        except UNREADABLE as error:
+            self.fault = error
+        return b""
+
 # %% ../../nbs/data/02_table.ipynb #4c704b93
 def _wide_encoding(head):
     "The encoding of a text of two bytes a letter, by its mark or by its zeros; None for any other"
@@ -118,29 +157,48 @@ def _wide_encoding(head):
     if len(first) > 7 and first[::2].count(0) > len(first) / 5: return "utf-16-be"
     return None
 
-# %% ../../nbs/data/02_table.ipynb #23290519
+# %% ../../nbs/data/02_table.ipynb #d8a02dbc
+def foreign_format(
+    head:bytes, # The first bytes of a file, unpacked
+)->str|None: # Such as 'JSON'; None for Parquet and for text
+    "What a file is that is neither Parquet nor text"
+    if not head.strip(): return "empty"
+    found = _starts(head.lstrip(), FOREIGN)
+    if found: return found
+    return "binary data" if b"\0" in head and not head.startswith(b"PAR1") and not _wide_encoding(head) else None
+
+# %% ../../nbs/data/02_table.ipynb #5788c051
+class _Letters:
+    "What a text holds besides ASCII"
+    def __init__(self):
+        self.valid = 0                    # letters that are UTF-8
+        self.broken = 0                   # bytes that are not
+        self.controls: set[int] = set()   # bytes that are letters on Windows only
+
+    def add(self, block):
+        "Look at a block"
+        if block.isascii(): return
+        text = block.decode("utf-8", "replace")
+        broken = text.count("\ufffd")
+        self.broken += broken
+        self.valid += sum(not letter.isascii() for letter in text) - broken
+        self.controls |= {byte for byte in set(block) if 0x80 <= byte < 0xa0}
+
+# %% ../../nbs/data/02_table.ipynb #f96706ff
 def _encoding_of(source):
-    "The encoding of a text: 'utf-8', 'utf-16', or an encoding of one byte a letter that fits"
-    decoder, special = codecs.getincrementaldecoder("utf-8")(), set()
+    "The encoding of a text: UTF-8, UTF-16, or the encoding of one byte a letter that fits"
+    letters = _Letters()
     with _opened(source) as stream:
-        block = stream.read(HEAD)
+        readable = _UntilFault(stream)
+        block = readable.read(1 << 16)
         wide = _wide_encoding(block)
         if wide: return wide
-        is_utf8 = True
         while block:
-            if not block.isascii():
-                special |= {byte for byte in set(block) if 0x80 <= byte < 0xa0}
-                is_utf8 = is_utf8 and _decodes(decoder, block)
-            block = stream.read(1 << 22)
-    if is_utf8 and _decodes(decoder, b"", final=True): return "utf-8"
-    return "windows-1252" if special - {0x81, 0x8d, 0x8f, 0x90, 0x9d} == special and special else "latin-1"
-
-# %% ../../nbs/data/02_table.ipynb #9bb27cb0
-def _decodes(decoder, block, final=False):
-    "Is the next block of a text valid?"
-    try: decoder.decode(block, final)
-    except UnicodeDecodeError: return False
-    return True
+            letters.add(block)
+            block = readable.read(1 << 22)         # a fault is told when the rows before it are read
+    if letters.broken <= letters.valid / 10: return "utf-8"       # a few broken bytes are damage, not another encoding
+    undefined = {0x81, 0x8d, 0x8f, 0x90, 0x9d}
+    return "windows-1252" if letters.controls and not letters.controls & undefined else "latin-1"
 
 # %% ../../nbs/data/02_table.ipynb #03baa910
 @dataclass
@@ -212,7 +270,7 @@ def _check_widths(records, where):
 def _form_of(source, where, reading, wanted):
     "How a CSV file is written, as far as the reading does not state it"
     encoding = reading.encoding or _encoding_of(source)
-    with _opened(source) as stream: head = stream.read(HEAD)
+    head = _head(source)
     text = codecs.getincrementaldecoder(encoding)(errors="replace").decode(head).removeprefix("\ufeff")
     stated = re.match(r"sep=(.)\r?\n", text)                # the first line of some exports of Excel
     if stated: text = text[stated.end():]
@@ -303,14 +361,26 @@ def open_table(
     is_path = isinstance(source, (str, Path))
     where = where or (str(source) if is_path else "rows")
     if not (is_path or hasattr(source, "read")): return _open_memory(source, where)
-    with _faults_of(where), _opened(source) as stream: head = stream.read(HEAD)
+    with _faults_of(where): head = _head(source)
     if head.startswith(b"PAR1"): return _open_parquet(source, where)
-    foreign = _starts(head.lstrip(), FOREIGN)
+    foreign = foreign_format(head)
     if foreign: raise DataError(f"{where}: is {foreign}; expected Parquet, or CSV with a line of column names")
-    if b"\0" in head and not (_wide_encoding(head) or reading.encoding):
-        raise DataError(f"{where}: holds binary data; expected Parquet, or CSV with a line of column names")
-    if not head.strip(): raise DataError(f"{where}: is empty; expected Parquet, or CSV with a line of column names")
     return _open_csv(source, where, reading, wanted)
+
+# %% ../../nbs/data/02_table.ipynb #31fdbaab
+def _csv_fault(error, form, block):
+    "What is wrong with a CSV file, in words"
+    message = str(error)
+    place = re.search(r"column #(\d+): (?:Row #(\d+))?", message)
+    if "UTF8" in message and place:
+        name, row = form.names[int(place[1])], int(place[2] or 0)
+        return f"row {row:,}: `{name}` is not UTF-8 text (the line of names is row 1)"
+    if "straddling" in message:
+        return f"a row is longer than {block / 2**20:g} MiB, or a quotation mark is never closed"
+    if "Truncated compressed" in message or isinstance(error, EOFError):
+        return "the packed data ends too early: the file is cut short"
+    if "inflate failed" in message: return f"the packed data is damaged ({message[:100]})"
+    return one_line(message, 200)
 
 # %% ../../nbs/data/02_table.ipynb #c2f470fd
 BLOCK = 1 << 24     # bytes of a CSV file that are parsed at a time, and the longest row
@@ -342,11 +412,15 @@ def _csv_batches(table, columns, types, block):
         return "skip"
 
     with _opened(table.source) as stream:
-        options = _csv_options(table, chosen, as_types, set_aside, block)
-        for batch in pyarrow_csv.open_csv(pyarrow.PythonFile(stream, "r"), *options):
-            by_place = dict(zip(chosen, batch.columns, strict=True))
-            for name in columns: _check_same(table.where, name, [by_place[place] for place in places[name]])
-            yield pyarrow.RecordBatch.from_arrays([by_place[places[name][0]] for name in columns], columns)
+        options, readable = _csv_options(table, chosen, as_types, set_aside, block), _UntilFault(stream)
+        try:
+            for batch in pyarrow_csv.open_csv(pyarrow.PythonFile(readable, "r"), *options):
+                by_place = dict(zip(chosen, batch.columns, strict=True))
+                for name in columns: _check_same(table.where, name, [by_place[place] for place in places[name]])
+                yield pyarrow.RecordBatch.from_arrays([by_place[places[name][0]] for name in columns], columns)
+            if readable.fault: raise readable.fault
+        except UNREADABLE as error:
+            raise DataError(f"{table.where}: {_csv_fault(readable.fault or error, form, block)}") from None
 
 # %% ../../nbs/data/02_table.ipynb #c76c1619
 def _check_same(where, name, arrays):
@@ -376,7 +450,7 @@ CELLS = 1 << 22     # in one piece, about
 @patch
 def batches(self:Table,
             columns:list[str]|None=None, # Columns to read; default: all
-            types:dict[str, pyarrow.DataType]=None, # Of a text column: as a dictionary, where few texts repeat
+            types:dict[str, pyarrow.DataType]|None=None, # Of a text column: as a dictionary, where few texts repeat
             rows:int|None=None, # Rows in a piece of Parquet or of memory, at most
             block:int=BLOCK, # Bytes in a piece of a CSV file
            )->Iterator[dict[str, Any]]: # Column: an Arrow array, or a Series of a frame

@@ -13,7 +13,7 @@ from ..audit.inputs import open_inputs
 from ..data.card import Card
 from ..data.labels import join_labels, read_labels
 from ..data.prepare import read_prepared
-from ..data.read import read_rows, write_rows
+from ..data.read import write_rows
 from .audits import audit_params, run_audit
 from .judge import harm_stage, judge_stage
 from .scope import pipeline_card, scope

@@ -16,12 +16,13 @@ from ..data.card import Card, Reading
 from ..data.prepare import read_prepared
 from ..data.read import read_raw
 from ..data.split import same_season
+from ..data.table import open_tables
 from ..data.values import DataError, as_category, as_times, need_columns, numbers
 from ..drift.audit import Comparison, WindowRows, audit_drift
 from ..drift.columns import identifiers, labelled, rank
 from ..profile.build import profile, read_profile
 from ..profile.column import ProfileMismatch
-from ..profile.source import describe_columns, schema_of
+from ..profile.source import describe_columns
 from ..settings import AuditSettings, Limit, MlgovError
 from ..stats.measures import rate, record, words
 from ..verdict.judge import judge
@@ -206,12 +207,14 @@ def _plain_kinds(files, how, ignore, text, time, notes):
     if time: kinds[time] = "time"
     for file in files[1:]:
         if _is_profile(file): continue
-        new = [name for name in schema_of(file, how) if name not in kinds and name not in ignore]
+        table = open_tables(file, how, list(kinds))[0]
+        notes += [f"{file}: {note}" for note in table.notes]
+        new = [name for name in table.names if name not in kinds and name not in ignore]
         if new: notes.append(f"{file}: columns that the reference does not have, not compared: {', '.join(new)}")
     return kinds
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #34a645ea
-def _read_plain(files, how, ignore, text, time, match, full, notes): # noqa: PLR0913 - the options of `drift_of`
+def _read_plain(files, how, ignore, text, time, match, full, notes):
     "Profiles of all files, and their rows where they are needed"
     kinds = _plain_kinds(files, how, ignore, text, time, notes)
     _need_rows(files, match, full)

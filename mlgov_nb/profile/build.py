@@ -15,7 +15,6 @@ from functools import reduce
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from fastcore.basics import patch
 
 from ..data.card import Reading

@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.compute as pc
 
 from ..data.card import Card, Reading
-from ..data.table import Table, open_tables, source_name
+from ..data.table import Table, open_tables
 from ..data.values import DataError, as_times, categories, has_value, holds_numbers, holds_text, need_columns
 from ..data.values import number_spelling, numbers, to_arrow
 from ..settings import MlgovError, one_line

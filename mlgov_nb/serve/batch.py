@@ -23,67 +23,35 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from ..data.values import as_category
+from ..data.card import Reading
+from ..data.values import categories, holds_text, numbers
 from ..files import atomic_file
 from ..log.subject import subject_key, subject_secret
 from ..model.artifact import card_of, load
-from .batch_file import CHUNK, holds_text, open_rows
+from .batch_file import CHUNK, open_rows
 from .request import MAX_TEXT, BadRequest, Schema, expected, kind_in_words
 from .scoring import EMPTY, Release, Scorer, elapsed_ms, hashed_subject, load_release, stored_outliers
 from .scoring import strange_value
 from ..settings import MlgovError, ServiceSettings
 
 # %% ../../nbs/serve/07_batch.ipynb #08837808
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _LARGEST = 1.7e308
 
 # %% ../../nbs/serve/07_batch.ipynb #6beaf882
-def _parsed(texts):
-    "Texts as numbers; null where one is none"
-    try:
-        return pc.cast(texts, pa.float64())
-    except pa.ArrowInvalid:
-        texts = pc.utf8_trim_whitespace(texts)
-    is_number = pc.match_substring_regex(texts, _NUMBER)
-    return pc.cast(pc.if_else(is_number, texts, pa.scalar(None, texts.type)), pa.float64())
-
-# %% ../../nbs/serve/07_batch.ipynb #0f20acdd
-def _numbers(column):
+def _numbers(column, reading, name):
     "A column as float64 with NaN for missing, and where it holds something that is not a finite number"
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_decimal(column.type):
-        column = column.cast(pa.string())      # a decimal's digits are read as text
-    is_text = holds_text(column.type)
-    numbers = _parsed(column) if is_text else pc.cast(column, pa.float64(), safe=False)
-    numbers = numbers.to_numpy(zero_copy_only=False)
-    if is_text:
-        bad = column.is_valid().to_numpy(zero_copy_only=False) & ~(np.abs(numbers) <= _LARGEST)
-    else:
-        bad = np.abs(numbers) > _LARGEST
-    return (np.where(bad, np.nan, numbers) if bad.any() else numbers), bad
+    found, bad = numbers(column, reading, name)
+    infinite = np.abs(found) > _LARGEST
+    if not infinite.any(): return found, bad
+    return np.where(infinite, np.nan, found), bad | infinite
 
 # %% ../../nbs/serve/07_batch.ipynb #e804174b
-def _texts(column):
-    "A column as positions (-1: missing) in an array of distinct texts"
+def _texts(column, reading, name):
+    "A column as positions (-1: missing) in an array of distinct texts, named as training would have named them"
     if pa.types.is_dictionary(column.type) and len(column.dictionary) > len(column):
         column = column.dictionary_decode()
-    if pa.types.is_null(column.type):
-        column = column.cast(pa.string())
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    texts = _as_texts(column.dictionary)
-    positions = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
-    if texts.null_count:
-        present = texts.is_valid().to_numpy(zero_copy_only=False)
-        positions = np.append(np.where(present, np.arange(len(texts)), -1), -1)[positions]
-    return positions, texts
-
-# %% ../../nbs/serve/07_batch.ipynb #17a57af6
-def _as_texts(distinct):
-    "Distinct values as training would have named them"
-    if holds_text(distinct.type): return distinct.cast(pa.string())
-    return pa.Array.from_pandas(as_category(distinct.to_pandas()), type=pa.string())
+    positions, names = categories(column, reading, name)
+    return positions, pa.array(names, pa.string())
 
 # %% ../../nbs/serve/07_batch.ipynb #d480ed3f
 @dataclass(slots=True)
@@ -120,29 +88,29 @@ def _fault(schema, name, value):
 def _read_number(scorer, index, column, chunk):
     "Add codes, record and messages of a numeric feature"
     name = scorer.schema.names[index]
-    numbers, bad = _numbers(column)
+    found, bad = _numbers(column, scorer.reading, name)
     if bad.any():
-        chunk.faults.append(_number_faults(scorer.schema, name, column, bad))
-    chunk.codes[:, index] = numbers
-    chunk.record[name] = pa.array(numbers, from_pandas=True)
-    strange = (numbers < scorer.low[index]) | (numbers > scorer.high[index])
+        chunk.faults.append(_number_faults(scorer, name, column, bad))
+    chunk.codes[:, index] = found
+    chunk.record[name] = pa.array(found, from_pandas=True)
+    strange = (found < scorer.low[index]) | (found > scorer.high[index])
     if strange.any():
-        _add_strange(scorer, index, strange, numbers, None, chunk)
+        _add_strange(scorer, index, strange, found, None, chunk)
 
 # %% ../../nbs/serve/07_batch.ipynb #4447ae9e
-def _number_faults(schema, name, column, bad):
+def _number_faults(scorer, name, column, bad):
     "Messages about values that are not finite numbers"
     if not holds_text(column.type) and not pa.types.is_dictionary(column.type):
-        return _same_message(bad, _fault(schema, name, np.inf))
-    positions, texts = _texts(column)
-    def message_of(position): return _fault(schema, name, texts[position].as_py())
+        return _same_message(bad, _fault(scorer.schema, name, np.inf))
+    positions, texts = _texts(column, scorer.reading, name)
+    def message_of(position): return _fault(scorer.schema, name, texts[position].as_py())
     return _messages(bad, positions, message_of)
 
 # %% ../../nbs/serve/07_batch.ipynb #86581e61
 def _read_category(scorer, index, column, chunk):
     "Add codes, record and messages of a categorical feature"
     name = scorer.schema.names[index]
-    positions, texts = _texts(column)
+    positions, texts = _texts(column, scorer.reading, name)
     too_long = _add_too_long(scorer, name, positions, texts, chunk)
     known = pa.array(scorer.art.encoder.categories[name], pa.string())
     code_of_text = pc.index_in(texts, known).to_numpy(zero_copy_only=False).astype(float)
@@ -184,19 +152,19 @@ def _read_protected(scorer, name, column, chunk):
     "Add record and messages of a protected column"
     attributes = scorer.release.card.protected.values()
     if any(attribute.bands for attribute in attributes if attribute.column == name):
-        numbers, bad = _numbers(column)
-        chunk.record[name] = pa.array(numbers, from_pandas=True)
+        found, bad = _numbers(column, scorer.reading, name)
+        chunk.record[name] = pa.array(found, from_pandas=True)
         if bad.any():
             chunk.warnings.append(_same_message(bad, f"{name}: not a number; kept as missing"))
         return
-    positions, texts = _texts(column)
+    positions, texts = _texts(column, scorer.reading, name)
     _add_too_long(scorer, name, positions, texts, chunk)
     chunk.record[name] = texts.take(pa.array(positions, mask=positions < 0))
 
 # %% ../../nbs/serve/07_batch.ipynb #1f18f0ab
 def _read_subject(scorer, column, chunk):
     "Add keyed hashes of subjects, made once per distinct one"
-    positions, texts = _texts(column)
+    positions, texts = _texts(column, Reading(), "subject")
     too_long = _add_too_long(scorer, "subject", positions, texts, chunk)
     given = positions >= 0
     if scorer.secret is not None:
@@ -435,7 +403,7 @@ class _Parquet(io.RawIOBase):
         return data
 
 # %% ../../nbs/serve/07_batch.ipynb #e63c8fd7
-def stream(
+def stream( # noqa: PLR0913 - settings with defaults
     scorer:Scorer, # The model
     log, # A `Segment` of predictions
     file, # A path, or an open binary file that can seek: Parquet or CSV
@@ -443,12 +411,13 @@ def stream(
     progress=None, # Called with the counts of each chunk
     started:float=0.0, # `time.perf_counter` when the request came
     workers:int|None=None, # Chunks in work at once; default: one per processor, at most 4
-    packed:bool=False, # Is .csv.gz allowed?
+    packed:bool=False, # Is a packed file allowed?
+    notes:list[str]|None=None, # Takes how the file was read, where that is not obvious
 ): # An iterator of the answer's bytes
     "Score a file; `BadRequest` for its format or columns comes from this call, for the rest from the iterator"
     if out not in ("csv", "parquet"):
         raise BadRequest(415, f"no answer can be made as {out!r}; expected csv or parquet")
-    batches = open_rows(file, scorer.schema, scorer.release.card.id, packed)
+    batches = open_rows(file, scorer.schema, scorer.release.card.id, packed, scorer.reading, notes)
     writer = _Csv() if out == "csv" else _Parquet()
     workers = workers or min(os.cpu_count() or 1, 4)
     return _logged_and_written(scorer, log, batches, writer, progress, started, workers)
@@ -478,6 +447,7 @@ def score_file(
     file, # Parquet, CSV or .csv.gz
     out, # Where the answer goes: .csv or .parquet
     progress=None, # Called with the counts of each chunk
+    notes:list[str]|None=None, # Takes how the file was read, where that is not obvious
 )->dict: # rows, scored, refused, positive, outliers, strange
     "Score a file into a file; `MlgovError` gives what is wrong, and then there is no answer"
     file, out, total = Path(file), Path(out), {}
@@ -491,7 +461,7 @@ def score_file(
             progress(counts)
 
     try:
-        answer = stream(scorer, log, file, out.suffix[1:], count, packed=True)
+        answer = stream(scorer, log, file, out.suffix[1:], count, packed=True, notes=notes)
         with closing(answer) as parts, atomic_file(out) as target:
             for data in parts:
                 target.write(data)

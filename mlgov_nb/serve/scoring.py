@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from ..data.card import Card
+from ..data.values import category_name
 from ..explanation.counterfactuals import counterfactuals
 from ..explanation.reasons import reasons
 from ..log.record import Clock, Ids, RECORD, iso
@@ -144,6 +145,7 @@ class Scorer:
         self.release = release
         self.art = release.art
         self.schema = release.schema
+        self.reading = release.card.reading       # of files; a request's values have their types
         self.arm = arm
         self.secret = secret
         self.clock = clock or Clock()
@@ -217,6 +219,13 @@ def _outlier_flags(scorer, codes):
     outliers = scorer.release.outliers
     return None if outliers is None else outliers.score(codes) > outliers.cut
 
+# %% ../../nbs/serve/02_scoring.ipynb #52894515
+def _category_code(codes, value):
+    "The code of a category, however it is spelled; None where training never saw it"
+    code = codes.get(value)
+    if code is None and value is not None: return codes.get(category_name(value))
+    return code
+
 # %% ../../nbs/serve/02_scoring.ipynb #a04a9ff0
 def _code(scorer, row, warnings, strange):
     "Codes of one row's features; fills `warnings` and `strange`"
@@ -228,7 +237,7 @@ def _code(scorer, row, warnings, strange):
             codes.append(np.nan)
             continue
         numeric = category_codes is None
-        code = value if numeric else category_codes.get(value)
+        code = value if numeric else _category_code(category_codes, value)
         if code is None or (numeric and not low <= value <= high):
             warnings.append(strange_value(scorer.schema, scorer.release.card, index, value, 0, 1))
             strange[scorer.schema.names[index]] = 1
@@ -265,7 +274,7 @@ def _column_codes(scorer, index, column):
         codes = np.array(column, dtype=float)      # None becomes NaN
         strange = (codes < scorer.low[index]) | (codes > scorer.high[index])
     else:
-        codes = np.array([category_codes.get(value) for value in column], dtype=float)
+        codes = np.array([_category_code(category_codes, value) for value in column], dtype=float)
         strange = np.isnan(codes)
     return codes, [row for row in np.flatnonzero(strange) if column[row] is not None]
 
