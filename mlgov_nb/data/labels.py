@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 from pandas.api import types
 
-from .card import Card
+from .card import Card, raw_name
 from .prepare import ids_of, target_values, undeclared_values
 from .values import MISSING, DataError, MissingColumn, as_category
 from .read import read_raw, typed, typed_rows
-from .values import as_times, end_of_day, has_value, holds_numbers, need_columns
+from .values import as_times, end_of_day, has_value, holds_numbers, need_columns, with_columns
 
 # %% ../../nbs/data/07_labels.ipynb #108febdd
 def _id_text(ids, position):
@@ -146,7 +146,9 @@ def _observed(values, ids, card, where):
 # %% ../../nbs/data/07_labels.ipynb #f99361e9
 def _typed(df, card, where):
     "Id, target and `observed_at`, where there is one, of labels from anywhere"
-    need_columns([card.id], df, f"{where}: the card's id is '{card.id}'")
+    outside = raw_name(card.id)
+    if card.id not in df and outside in df: df = df.rename(columns={outside: card.id})
+    need_columns([card.id], df, f"{where}: the card's id is '{outside}'")
     if df.empty: raise DataError(f"{where}: there is no label in it")
     df = df.reset_index(drop=True)
     ids, target = ids_of(df[card.id], where), card.target.name
@@ -351,4 +353,4 @@ def join_labels(
     labelled = int((~np.isnan(target)).sum())
     report = LabelReport(len(labels), len(rows), labelled, len(final), repeated, corrected, **counts, changed=changed,
                          **_unknown_ids(label_ids, masks["unknown"]))
-    return rows.assign(**{card.target.name: target}), report
+    return with_columns(rows, {card.target.name: target}), report

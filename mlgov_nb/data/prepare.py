@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .card import Card
+from .card import Card, raw_name
 from .groups import groups
 from .read import read_raw, typed_rows
 from .values import DataError, MissingColumn, as_category, categories, category_name, holds_numbers
 from .table import source_name
-from .values import numbers, parse_numbers, parse_times
+from .values import numbers, parse_numbers, parse_times, with_columns
 
 # %% ../../nbs/data/05_prepare.ipynb #667ec0aa
 def undeclared_values(
@@ -167,6 +167,13 @@ def _refusals(rows, unreadable, card):
             reasons[index] = f"{earlier}; {fault}" if earlier else fault
     return reasons
 
+# %% ../../nbs/data/05_prepare.ipynb #f2e0555c
+def _with_own_names(df, card):
+    "Raw rows in which the card's columns have their names of the inside; target expressions still find the raw ones"
+    names = {*card.features, card.id, card.time, *(attribute.column for attribute in card.protected.values())} - {None}
+    apart = [name for name in names if name != raw_name(name) and name not in df and raw_name(name) in df]
+    return with_columns(df, {name: df[raw_name(name)] for name in apart}) if apart else df
+
 # %% ../../nbs/data/05_prepare.ipynb #8dab77c3
 def _need_card_columns(df, card, where):
     "Raise `MissingColumn` unless every column that the card needs is there"
@@ -175,7 +182,7 @@ def _need_card_columns(df, card, where):
     missing = needed - have
     for name, attribute in card.protected.items():
         if not {attribute.column, name} & have: missing.add(attribute.column)
-    if missing: raise MissingColumn(sorted(missing), df.columns, where)
+    if missing: raise MissingColumn(sorted(map(raw_name, missing)), df.columns, where)
 
 # %% ../../nbs/data/05_prepare.ipynb #1353b93d
 def ids_of(
@@ -216,8 +223,8 @@ def prepare(
     keep:list[str]=(), # Further columns of numbers that are kept where they are there
 )->tuple[pd.DataFrame, pd.DataFrame]: # Rows with the card's columns and the target; refused rows with `reason`
     "Check raw rows against the card: id, time, features, protected attributes, target; nothing is dropped silently"
+    df = _with_own_names(df.reset_index(drop=True), card)
     _need_card_columns(df, card, where)
-    df = df.reset_index(drop=True)
     columns, unreadable = _typed_columns(df, card, where)
     columns[card.target.name] = _target(df, card, labelled, where)
     for name in keep:

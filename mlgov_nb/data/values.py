@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MISSING', 'WHOLE_NUMBER', 'LARGE_OR_SMALL', 'TRUTH', 'SPECIAL', 'NUMBER', 'NO_NUMBER', 'INFINITE', 'CODE',
            'ORDERED_DATE', 'CLOCK_OF_12_HOURS', 'ISO_WEEK', 'UNITS_OF_EPOCH', 'DataError', 'MissingColumn',
-           'need_columns', 'to_arrow', 'holds_text', 'number_name', 'category_name', 'categories', 'as_category',
-           'holds_numbers', 'numbers', 'parse_numbers', 'Spelling', 'number_spelling', 'as_times', 'parse_times',
-           'has_value', 'end_of_day']
+           'need_columns', 'with_columns', 'to_arrow', 'holds_text', 'number_name', 'category_name', 'categories',
+           'as_category', 'holds_numbers', 'numbers', 'parse_numbers', 'Spelling', 'number_spelling', 'as_times',
+           'parse_times', 'has_value', 'end_of_day']
 
 # %% ../../nbs/data/01_values.ipynb #c7f414db
 import difflib
@@ -54,6 +54,16 @@ def need_columns(
     "`MissingColumn` unless every column is there"
     missing = [name for name in names if name not in have]
     if missing: raise MissingColumn(missing, have, where)
+
+# %% ../../nbs/data/01_values.ipynb #810ee40d
+def with_columns(
+    df:pd.DataFrame, # Rows
+    columns:dict[str, object], # Name: values, or one value for all rows
+)->pd.DataFrame: # A new frame
+    "Rows with further columns, or others in place of their own"
+    out = df.copy(deep=False)
+    for name, values in columns.items(): out[name] = values
+    return out
 
 # %% ../../nbs/data/01_values.ipynb #ca59f0bd
 def to_arrow(
@@ -288,7 +298,7 @@ def number_spelling(
     present = int((~np.isnan(found) | bad).sum())
     if not holds_text(array.type): return Spelling(present, int(bad.sum()), {}, False)
     if pyarrow.types.is_dictionary(array.type): array = array.dictionary_decode()
-    whole = _texts(array).filter(pyarrow.array(found % 1 == 0))
+    whole = _texts(array).filter(pyarrow.array(np.isfinite(found) & (np.floor(found) == found)))
     codes = bool(pc.any(pc.match_substring_regex(whole, CODE)).as_py())
     strays = pc.utf8_trim_whitespace(_texts(array).filter(pyarrow.array(bad)))
     counted = pc.value_counts(strays).to_pylist()

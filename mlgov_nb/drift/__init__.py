@@ -12,7 +12,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "distances": ["chi_square", "js_distance", "ks", "psi", "total_variation", "wasserstein"],
     "column_test": ["overdispersion", "test_column"],
-    "columns": ["change_in_words", "drift_measures", "drift_table", "labelled", "rank", "shares", "size_word"],
+    "columns": [
+        "change_in_words", "drift_measures", "drift_table", "identifiers", "labelled", "rank", "shares", "size_word"],
     "slices": ["find_slices", "Slice", "slice_table"],
     "joint": ["Combined", "combined"],
     "odd_rows": ["outlier_measures", "worst_rows"],

@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 from ..data.card import Card
 from ..data.read import read_rows, write_rows
+from ..data.values import with_columns
 from ..files import atomic_dir, sha256, write_json
 from .encoding import Encoder, codes
 from .inference import dense_args, evaluate, tree_args
@@ -138,10 +139,10 @@ def parity_rows(
     "Rows for the check at loading, missing and never-seen values among them"
     plain = df[card.features].head(n)
     few = plain.head(5)
-    gaps = [few.assign(**{name: _blank(card, name)}) for name in card.features]
-    unknown = [few.assign(**{name: "never seen"}) for name in card.categorical]
-    far = [few.assign(**{name: value}) for name in card.numeric for value in (-1e9, 1e9)]
-    empty = few.head(1).assign(**{name: _blank(card, name) for name in card.features})
+    gaps = [with_columns(few, {name: _blank(card, name)}) for name in card.features]
+    unknown = [with_columns(few, {name: "never seen"}) for name in card.categorical]
+    far = [with_columns(few, {name: value}) for name in card.numeric for value in (-1e9, 1e9)]
+    empty = with_columns(few.head(1), {name: _blank(card, name) for name in card.features})
     out = pd.concat([plain, *gaps, *unknown, *far, empty], ignore_index=True)
     kinds = dict.fromkeys(card.numeric, float) | dict.fromkeys(card.categorical, "str")
     return out.astype(kinds)
@@ -170,7 +171,7 @@ def _expected(fitted, enc, parity, explained=24):
     _, values = fitted.shap(Z[at])
     shap = np.full(Z.shape, np.nan)
     shap[at] = values
-    return out.assign(**{f"shap {name}": shap[:, j] for j, name in enumerate(enc.features)})
+    return with_columns(out, {f"shap {name}": shap[:, j] for j, name in enumerate(enc.features)})
 
 # %% ../../nbs/model/03_artifact.ipynb #94dff5af
 def save(

@@ -17,7 +17,7 @@ from ..data.prepare import read_prepared
 from ..data.read import read_raw
 from ..data.split import same_season
 from ..data.table import open_tables
-from ..data.values import DataError, as_category, as_times, need_columns, numbers
+from ..data.values import DataError, as_category, as_times, need_columns, numbers, with_columns
 from ..drift.audit import Comparison, WindowRows, audit_drift
 from ..drift.columns import identifiers, labelled, rank
 from ..profile.build import profile, read_profile
@@ -108,7 +108,7 @@ def _plain(rows, columns, model):
     for name in columns.numeric:
         finite = np.isfinite(rows[name].to_numpy(float, na_value=np.nan))
         plain[name] = pd.to_numeric(rows[name]).astype(float).where(finite)
-    rows = rows.assign(**plain)
+    rows = with_columns(rows, plain)
     return rows.assign(score=model.score(rows)) if model else rows
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #9eee322b

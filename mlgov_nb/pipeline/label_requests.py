@@ -17,7 +17,7 @@ from ..data.card import Card, card_path, load_card
 from ..data.labels import read_labels
 from ..data.prepare import ids_of, read_prepared
 from ..data.read import read_raw
-from ..data.values import DataError, as_category, holds_numbers, numbers
+from ..data.values import DataError, as_category, holds_numbers, numbers, with_columns
 from ..files import write_atomic
 from ..model.artifact import Artifact, load
 from ..performance.estimate import Learned, estimate, learn
@@ -81,7 +81,7 @@ def ask(
     if unknown:
         raise MlgovError(f"--by {unknown[0]}: no such column; there are {', '.join(map(str, q.rows.columns))}")
     chosen = next_labels(q.learned, q.rows, q.score, budget, columns, q.card.id)
-    write_atomic(out, chosen.assign(**{q.card.target.name: ""}).to_csv(index=False, float_format="%.10g"))
+    write_atomic(out, with_columns(chosen, {q.card.target.name: ""}).to_csv(index=False, float_format="%.10g"))
     return chosen
 
 # %% ../../nbs/pipeline/10_label_requests.ipynb #83e682f7

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from ..data.card import raw_name
 from ..data.read import read_rows
 from ..files import atomic_dir, write_json
 from ..model.artifact import verify
@@ -26,7 +27,7 @@ from ..settings import MlgovError, Params
 def _example(root, card):
     "A typical row as a request"
     reference = read_rows(Path(root)/"data/split/reference.parquet")
-    return {name: _typical(reference[name].dropna(), name in card.numeric) for name in card.features}
+    return {raw_name(name): _typical(reference[name].dropna(), name in card.numeric) for name in card.features}
 
 # %% ../../nbs/pipeline/08_package.ipynb #42d13020
 def _typical(values, numeric):

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow
 import pyarrow.compute as pc
 
-from ..data.card import Card, Reading
+from ..data.card import Card, Reading, raw_name
 from ..data.table import Table, open_tables
 from ..data.values import DataError, as_times, categories, has_value, holds_numbers, holds_text, need_columns
 from ..data.values import number_spelling, numbers, to_arrow
@@ -103,8 +103,9 @@ def describe_columns(
     tables = open_tables(source, how, card.features if card else ())
     first, notes = tables[0], list(dict.fromkeys(note for table in tables for note in table.notes))
     if card:
-        need_columns(card.features, first.names, first.where)
-        return {**dict.fromkeys(card.numeric, "numeric"), **dict.fromkeys(card.categorical, "categorical")}, notes
+        inside = {name: name if name in first.names else raw_name(name) for name in card.features}
+        need_columns(list(inside.values()), first.names, first.where)
+        return {inside[name]: "numeric" if name in card.numeric else "categorical" for name in card.features}, notes
     if first.is_text:
         kinds, more = _text_kinds(tables, how)
         return kinds, notes + more

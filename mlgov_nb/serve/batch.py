@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from ..data.card import Reading
+from ..data.card import Reading, own_name, raw_name
 from ..data.values import categories, holds_text, numbers
 from ..files import atomic_file
 from ..log.subject import subject_key, subject_secret
@@ -92,7 +92,7 @@ def _read_number(scorer, index, column, chunk):
     if bad.any():
         chunk.faults.append(_number_faults(scorer, name, column, bad))
     chunk.codes[:, index] = found
-    chunk.record[name] = pa.array(found, from_pandas=True)
+    chunk.record[scorer.schema.record_names[index]] = pa.array(found, from_pandas=True)
     strange = (found < scorer.low[index]) | (found > scorer.high[index])
     if strange.any():
         _add_strange(scorer, index, strange, found, None, chunk)
@@ -115,7 +115,7 @@ def _read_category(scorer, index, column, chunk):
     known = pa.array(scorer.art.encoder.categories[name], pa.string())
     code_of_text = pc.index_in(texts, known).to_numpy(zero_copy_only=False).astype(float)
     chunk.codes[:, index] = np.append(code_of_text, np.nan)[positions]
-    chunk.record[name] = texts.take(pa.array(positions, mask=positions < 0))
+    chunk.record[scorer.schema.record_names[index]] = texts.take(pa.array(positions, mask=positions < 0))
     strange = np.isnan(chunk.codes[:, index]) & (positions >= 0) & ~too_long
     if strange.any():
         _add_strange(scorer, index, strange, positions, texts, chunk)
@@ -150,16 +150,16 @@ def _add_strange(scorer, index, strange, keys, texts, chunk):
 # %% ../../nbs/serve/07_batch.ipynb #e45afa54
 def _read_protected(scorer, name, column, chunk):
     "Add record and messages of a protected column"
-    attributes = scorer.release.card.protected.values()
-    if any(attribute.bands for attribute in attributes if attribute.column == name):
+    attributes, own = scorer.release.card.protected.values(), own_name(name)
+    if any(attribute.bands for attribute in attributes if attribute.column == own):
         found, bad = _numbers(column, scorer.reading, name)
-        chunk.record[name] = pa.array(found, from_pandas=True)
+        chunk.record[own] = pa.array(found, from_pandas=True)
         if bad.any():
             chunk.warnings.append(_same_message(bad, f"{name}: not a number; kept as missing"))
         return
     positions, texts = _texts(column, scorer.reading, name)
     _add_too_long(scorer, name, positions, texts, chunk)
-    chunk.record[name] = texts.take(pa.array(positions, mask=positions < 0))
+    chunk.record[own] = texts.take(pa.array(positions, mask=positions < 0))
 
 # %% ../../nbs/serve/07_batch.ipynb #1f18f0ab
 def _read_subject(scorer, column, chunk):
@@ -186,7 +186,7 @@ def _read_chunk(scorer, batch):
     for index, name in enumerate(schema.names):
         read = _read_number if schema.kinds[index] == "numeric" else _read_category
         read(scorer, index, batch[name], chunk)
-        empty &= chunk.record[name].is_null().to_numpy(zero_copy_only=False)
+        empty &= chunk.record[schema.record_names[index]].is_null().to_numpy(zero_copy_only=False)
     if empty.any():
         chunk.warnings.append(_same_message(empty, EMPTY))
     for name in schema.protected:
@@ -265,12 +265,12 @@ def _with_ids(scorer, batch, scored, started):
     records = _records(scorer, scored, ids, time_us, started)
     if not scorer.decides:
         del answer["decision"]
-    id_column = scorer.release.card.id
-    if id_column in batch.schema.names and id_column not in ANSWER:
+    id_column = raw_name(scorer.release.card.id)
+    if id_column in batch.schema.names:
         column = batch[id_column]
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        answer = {id_column: column, **answer}
+        answer = {scorer.release.card.id: column, **answer}
     if not accepted.all():
         records = records.filter(pa.array(accepted))
     return pa.table(answer), records, scored.counts
@@ -306,7 +306,7 @@ def _is_release(folder):
 def _unreleased(art, env):
     "An artifact in the form of a release"
     card, features = card_of(art), art.meta["features"]
-    example = {feature["name"]: _example_value(feature) for feature in features}
+    example = {raw_name(feature["name"]): _example_value(feature) for feature in features}
     model = dict(name=art.name, version=art.version)
     about = dict(card=card.name, title=card.title, use=card.use, model=model, example=example)
     settings = ServiceSettings.from_env({}, env)
@@ -417,7 +417,7 @@ def stream( # noqa: PLR0913 - settings with defaults
     "Score a file; `BadRequest` for its format or columns comes from this call, for the rest from the iterator"
     if out not in ("csv", "parquet"):
         raise BadRequest(415, f"no answer can be made as {out!r}; expected csv or parquet")
-    batches = open_rows(file, scorer.schema, scorer.release.card.id, packed, scorer.reading, notes)
+    batches = open_rows(file, scorer.schema, raw_name(scorer.release.card.id), packed, scorer.reading, notes)
     writer = _Csv() if out == "csv" else _Parquet()
     workers = workers or min(os.cpu_count() or 1, 4)
     return _logged_and_written(scorer, log, batches, writer, progress, started, workers)

@@ -18,9 +18,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import astuple
 import msgspec
 
-from ..data.card import Card
-from ..log.record import RESERVED
-from ..settings import MlgovError
+from ..data.card import Card, own_name, raw_name
 
 # %% ../../nbs/serve/01_request.ipynb #cbe2fcef
 class BadRequest(Exception):
@@ -122,28 +120,20 @@ class Schema:
         max_rows:int=10_000, # Rows in one request
         example:dict|None=None, # A row, for the documentation
     ):
-        self.features = features
+        self.features = [{**feature, "name": raw_name(feature["name"])} for feature in features]
         self.max_rows = max_rows
         self.example = example or {}
-        self.names = [feature["name"] for feature in features]
+        self.names = [feature["name"] for feature in self.features]
         self.kinds = [feature["kind"] for feature in features]
-        self.protected = sorted({p.column for p in card.protected.values()} - set(self.names))
+        self.protected = sorted({raw_name(p.column) for p in card.protected.values()} - set(self.names))
         self.columns = [*self.names, *self.protected, "subject"]
+        # what the log calls them: a feature `score` is not the model's score
+        self.record_names = [*map(own_name, [*self.names, *self.protected]), "subject"]
         self.position = {column: index for index, column in enumerate(self.columns)}
-        _check_reserved(self, card)
-        self.row = _row_type(features, self.protected, self.example)
+        self.row = _row_type(self.features, self.protected, self.example)
         self.rows = _rows_type(self.row, max_rows)
         self.one_decoder = msgspec.json.Decoder(self.row)
         self.many_decoder = msgspec.json.Decoder(self.rows)
-
-# %% ../../nbs/serve/01_request.ipynb #40960cb5
-def _check_reserved(schema, card):
-    "Refuse a model whose columns have the name of a field of the prediction log"
-    own_columns = {*schema.names, *schema.protected}
-    clash = sorted((set(RESERVED) - {"subject"}) & set(schema.columns)) or sorted({"subject"} & own_columns)
-    if clash:
-        raise MlgovError(f"card {card.name}: columns {clash} have the name of a field of the prediction log; "
-                         "rename them in the data and the card, then train again")
 
 # %% ../../nbs/serve/01_request.ipynb #5100c0ca
 def _rows_type(row_type, max_rows):

@@ -20,7 +20,7 @@ from msgspec import UNSET
 import msgspec
 import numpy as np
 
-from ..data.card import Card
+from ..data.card import Card, own_name
 from ..data.values import category_name
 from ..explanation.counterfactuals import counterfactuals
 from ..explanation.reasons import reasons
@@ -151,7 +151,7 @@ class Scorer:
         self.clock = clock or Clock()
         self.names = Ids()
         self.encoder = msgspec.json.Encoder()
-        self.record = _record_type(self.schema.columns)
+        self.record = _record_type(self.schema.record_names)
         self.decides = self.art.task.decides
         self._prepare_features(release.schema.features)
         self.smoke()
@@ -163,10 +163,10 @@ def _prepare_features(self:Scorer, features):
     encoder = self.art.encoder
     code_of = encoder.code_of
     self.feature_count = len(features)
-    self.category_codes = [code_of.get(feature["name"]) for feature in features]     # None: a number
+    self.category_codes = [code_of.get(name) for name in encoder.features]     # None: a number
     self.low = [feature["low"] if feature.get("low") is not None else -np.inf for feature in features]
     self.high = [feature["high"] if feature.get("high") is not None else np.inf for feature in features]
-    if [feature["name"] for feature in features] != encoder.features:
+    if [own_name(feature["name"]) for feature in features] != encoder.features:
         raise MlgovError(f"{self.art.folder}: the model's features and its encoder's differ; train it again")
 
 # %% ../../nbs/serve/02_scoring.ipynb #5410696f
