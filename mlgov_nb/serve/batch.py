@@ -112,7 +112,7 @@ def _read_category(scorer, index, column, chunk):
     name = scorer.schema.names[index]
     positions, texts = _texts(column, scorer.reading, name)
     too_long = _add_too_long(scorer, name, positions, texts, chunk)
-    known = pa.array(scorer.art.encoder.categories[name], pa.string())
+    known = pa.array(scorer.art.encoder.categories[own_name(name)], pa.string())
     code_of_text = pc.index_in(texts, known).to_numpy(zero_copy_only=False).astype(float)
     chunk.codes[:, index] = np.append(code_of_text, np.nan)[positions]
     chunk.record[scorer.schema.record_names[index]] = texts.take(pa.array(positions, mask=positions < 0))
