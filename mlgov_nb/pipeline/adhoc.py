@@ -6,6 +6,7 @@
 __all__ = ['with_labels', 'adhoc_audit']
 
 # %% ../../nbs/pipeline/06_adhoc.ipynb #186f1c37
+import re
 import tempfile
 from pathlib import Path
 
@@ -45,8 +46,10 @@ def _given(root, params, current, reference, model, out):
 
 # %% ../../nbs/pipeline/06_adhoc.ipynb #c8cf421b
 def _window_name(file):
-    "A file's name up to its first dot"
-    return Path(file).name.split(".")[0]
+    "A file's name without its ending; of a closed window's `rows.parquet`, the window's name"
+    file = Path(file)
+    if file.name == "rows.parquet": return file.parent.name
+    return re.sub(r"(\.csv|\.tsv|\.txt|\.parquet)?(\.gz|\.zst|\.bz2|\.xz)?$", "", file.name, flags=re.I)
 
 # %% ../../nbs/pipeline/06_adhoc.ipynb #2550f0c3
 def adhoc_audit(

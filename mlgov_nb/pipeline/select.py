@@ -6,6 +6,7 @@
 __all__ = ['candidate_measures', 'choose', 'select_stage']
 
 # %% ../../nbs/pipeline/03_select.ipynb #29125f21
+import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..model.encoding import codes
 from ..model.outliers import fit_outliers, to_arrays
 from .scope import pipeline_card, policy_limits, scope, write_plot
 from ..settings import Params
-from ..stats.measures import Measure, measure_value, measures_of, number, record, words
+from ..stats.measures import Measure, measure_value, measures_of, number, rate, record, words
 from ..stats.quality import quality
 from ..verdict.judge import run_checks, worst
 
@@ -144,13 +145,19 @@ def _candidate_plot(out, records, by, card):
         rows.append(dict(candidate=found["model"]["name"], quality=measure_value(measures, by), gap=gap))
     write_plot(out, "candidates", rows)
 
+# %% ../../nbs/pipeline/03_select.ipynb #46d3e86b
+def _data_measures(root):
+    "Measures of the data that the candidates were trained on"
+    summary = json.loads((root/"data/ingested/ingest.json").read_text())
+    return [rate("set_aside_share", "all rows", summary["refused"], summary["read"])]
+
 # %% ../../nbs/pipeline/03_select.ipynb #960c56c7
-def _measured(candidates, ref, card, params):
+def _measured(candidates, ref, card, params, of_data):
     "One record of measures per candidate"
     window, records = asdict(describe(ref, card, "reference")), []
     for name, artifact in candidates.items():
         model = dict(name=name, version=artifact.version)
-        records.append(record("select", model, None, window, candidate_measures(artifact, ref, card, params)))
+        records.append(record("select", model, None, window, [*candidate_measures(artifact, ref, card, params), *of_data]))
     return records
 
 # %% ../../nbs/pipeline/03_select.ipynb #a16b6d38
@@ -162,7 +169,7 @@ def select_stage(
     root, card = Path(root), pipeline_card(root, params)
     ref = read_rows(root/"data/split/reference.parquet")
     candidates = {name: load(root/"models"/name) for name in params.candidates}
-    records, by = _measured(candidates, ref, card, params), params.select[card.task]
+    records, by = _measured(candidates, ref, card, params, _data_measures(root)), params.select[card.task]
     verdict = choose(records, by, policy_limits(params, card).pre_release, card.parity)
     champion = candidates[verdict["model"]["name"]]
     with atomic_dir(root/"release"/"champion") as folder:

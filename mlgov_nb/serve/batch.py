@@ -270,7 +270,8 @@ def _with_ids(scorer, batch, scored, started):
         column = batch[id_column]
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        answer = {scorer.release.card.id: column, **answer}
+        shown = scorer.release.card.id if id_column in ANSWER else id_column
+        answer = {shown: column, **answer}
     if not accepted.all():
         records = records.filter(pa.array(accepted))
     return pa.table(answer), records, scored.counts
