@@ -285,7 +285,7 @@ def read_prepared(
     keep:list[str]=(), # Further columns of numbers that are kept where they are there
 )->Prepared: # Rows that fit, rows that do not, notes
     "Read rows and check them against the card: the one way from a file into training, audits, checks and explanations"
-    raw = read_raw(source, card.reading)
+    raw = read_raw(source, card.reading, wanted=[*map(raw_name, card.features), card.id])
     where = where or source_name(source)
     rows, refused = prepare(raw.frame, card, labelled, where, keep)
     label_note = _label_note(raw.frame, card)

@@ -51,7 +51,7 @@ def _as_series(column):
     "A column as a Series: whole numbers with gaps stay whole, decimals are numbers"
     kinds = pyarrow.types
     if kinds.is_dictionary(column.type) and not holds_text(column.type): column = column.cast(column.type.value_type)
-    if kinds.is_decimal(column.type): column = column.cast(pyarrow.float64())
+    if kinds.is_decimal(column.type): column = column.cast(pyarrow.string()).cast(pyarrow.float64())    # exact
     if kinds.is_integer(column.type) and column.null_count:
         return pd.Series(pd.array(column.to_pylist(), dtype="UInt64" if column.type == pyarrow.uint64() else "Int64"))
     if holds_text(column.type) and not kinds.is_dictionary(column.type): column = column.cast(pyarrow.string())
@@ -68,9 +68,10 @@ def read_raw(
     source, # A file, a folder, several files, a data frame, an Arrow table
     reading:Reading=Reading(), # How it is to be read
     columns:list[str]|None=None, # Columns to read; default: all
+    wanted:list[str]=(), # Column names by which the separator of a CSV file is recognized
 )->RawRows: # The rows, how they were read, what was set aside
     "Read everything that a source holds; `DataError` tells what is wrong with it"
-    tables = open_tables(source, reading, columns or ())
+    tables = open_tables(source, reading, wanted or columns or ())
     notes = list(dict.fromkeys(note for table in tables for note in table.notes))
     if isinstance(tables[0].source, pd.DataFrame):
         frame = tables[0].source.reset_index(drop=True)

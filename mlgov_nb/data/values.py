@@ -249,6 +249,7 @@ def numbers(
         distinct, bad = _numbers_in_text(_texts(array.dictionary), reading, column)
         positions = array.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
         return np.append(distinct, np.nan)[positions], np.append(bad, False)[positions]
+    if kinds.is_decimal(array.type): array = array.cast(pyarrow.string())       # a decimal's digits are read exactly
     if holds_text(array.type): return _numbers_in_text(_texts(array), reading, column)
     if kinds.is_temporal(array.type) or kinds.is_nested(array.type):
         return np.full(len(array), np.nan), array.is_valid().to_numpy(zero_copy_only=False)
