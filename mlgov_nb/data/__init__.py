@@ -12,7 +12,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "card": ["Card", "card_path", "load_card"],
     "read": ["as_category", "DataError", "holds_numbers", "MissingColumn", "need_columns", "read_rows", "write_rows"],
-    "groups": ["band", "cross", "group_name"],
+    "groups": ["band", "cross", "group_name", "plain_subject", "subject_name"],
     "split": ["content_hash", "describe", "same_season", "Window"],
     "labels": ["join_labels", "LabelReport", "read_labels"],
     "card_draft": ["draft_card"],

@@ -17,6 +17,7 @@ from ..data.card import Card
 from .counterfactuals import counterfactuals
 from .importance import attribution_drift, flipped, importance
 from .reasons import reasons
+from ..html import markdown_text
 from ..model.artifact import Artifact
 from ..model.contributions import Explanation, contributions
 from ..model.encoding import Encoder
@@ -65,7 +66,8 @@ def by_importance(
 def _feature_text(row, card):
     "A feature with its description and its mean absolute contribution"
     about = card.columns.get(row.subject, "no description")
-    return f"{row.subject} ({about}) {number(row.value)}, 95% {number(row.low)} to {number(row.high)}"
+    text = f"{row.subject} ({about}) {number(row.value)}, 95% {number(row.low)} to {number(row.high)}"
+    return markdown_text(text)
 
 # %% ../../nbs/explanation/03_summary.ipynb #e0220a0f
 def _since_reference(rank):
@@ -102,9 +104,10 @@ def summary_text(
     top = [_feature_text(row, card) for row in largest.dropna(subset="value")[::-1][:3].itertuples()]
     items += [f"- **The most important features**, by mean absolute contribution to the raw score: {'; '.join(top)}."]
     if last in flips:
+        window = markdown_text(last)
         ranking = _since_reference(_measure_of(frame, "attribution_ndcg", last))
-        turned = flips[last].item()
-        items += [f"- **Since the reference**, in {last}: {ranking}; features that flipped direction: {turned}."]
+        turned = markdown_text(flips[last].item())
+        items += [f"- **Since the reference**, in {window}: {ranking}; features that flipped direction: {turned}."]
     return "\n".join([*items, "- **Decided**: see the verdict above; it compares these figures with the policy."])
 
 # %% ../../nbs/explanation/03_summary.ipynb #3231f425
@@ -156,7 +159,9 @@ def plot_decision(
     "One row's contributions as bars, largest on top; the title adds them up"
     table = contributions(ex, enc, i).iloc[::-1]
     labels = [f"{feature} = {value}"[:30] for feature, value in zip(table.feature, table.value, strict=True)]
-    ax.barh(labels, table.contribution, color=np.where(table.contribution > 0, "#D55E00", "#0072B2"))
+    rows = range(len(labels))
+    ax.set_yticks(rows, labels)
+    ax.barh(rows, table.contribution, color=np.where(table.contribution > 0, "#D55E00", "#0072B2"))
     ax.set_title(f"{name}: {ex.base:.2f} {table.contribution.sum():+.2f} = {ex.raw[i]:.2f}", fontsize=10)
     ax.tick_params("y", labelsize=8)
     ax.axvline(0, color="#1c2430", linewidth=0.8)
@@ -164,8 +169,8 @@ def plot_decision(
 # %% ../../nbs/explanation/03_summary.ipynb #b82118eb
 def _reason_line(reason):
     "A reason as an item, with its contribution to the score and its flag"
-    mark = f" **[{reason['flag']}]**" if reason["flag"] else ""
-    return f"  - {reason['text']} ({reason['in_score']:+.3f}){mark}"
+    mark = f" **{markdown_text('[' + reason['flag'] + ']')}**" if reason["flag"] else ""
+    return f"  - {markdown_text(reason['text'])} ({reason['in_score']:+.3f}){mark}"
 
 # %% ../../nbs/explanation/03_summary.ipynb #79ee650e
 def _change_text(answer):
@@ -188,9 +193,9 @@ def decisions_text(
     "Reasons and counterfactuals of some rows"
     lines = []
     for name, i in rows.items():
-        lines += [f"- **{name} score, {ex.score[i]:.3f}**"]
+        lines += [f"- **{markdown_text(name)} score, {ex.score[i]:.3f}**"]
         lines += [_reason_line(reason) for reason in reasons(art, card, ex, i)]
-        lines += [f"  - *what would change the decision:* {_other_decision(art, card, ex.codes[i])}"]
+        lines += [f"  - *what would change the decision:* {markdown_text(_other_decision(art, card, ex.codes[i]))}"]
     return "\n".join(lines)
 
 # %% ../../nbs/explanation/03_summary.ipynb #b75da8bb

@@ -17,7 +17,7 @@ from ..data.card import Card, card_path, load_card
 from ..data.labels import read_labels
 from ..data.prepare import prepare
 from ..data.read import DataError, read_rows
-from ..files import write_atomic
+from ..files import from_spreadsheet, spreadsheet_text, write_atomic
 from ..model.artifact import Artifact, load
 from ..performance.estimate import Learned, estimate, learn
 from ..performance.label_budget import next_labels, sampled_quality
@@ -83,7 +83,8 @@ def ask(
     if unknown:
         raise MlgovError(f"--by {unknown[0]}: no such column; there are {', '.join(map(str, q.rows.columns))}")
     chosen = next_labels(q.learned, q.rows, q.score, budget, columns, q.card.id)
-    write_atomic(out, chosen.assign(**{q.card.target.name: ""}).to_csv(index=False, float_format="%.10g"))
+    to_fill_in = chosen.assign(**{q.card.target.name: ""}).map(spreadsheet_text)
+    write_atomic(out, to_fill_in.to_csv(index=False, float_format="%.10g"))
     return chosen
 
 # %% ../../nbs/pipeline/10_label_requests.ipynb #83e682f7
@@ -128,5 +129,6 @@ def _filled_in(card, sample, text_ids):
 
 # %% ../../nbs/pipeline/10_label_requests.ipynb #179d8a06
 def _text_column(file, name):
-    "A column of a CSV as it is written"
-    return pd.read_csv(file, dtype="str", keep_default_na=False)[name].to_numpy()
+    "A column of a CSV as `ask` had it"
+    written = pd.read_csv(file, dtype="str", keep_default_na=False)[name]
+    return written.map(from_spreadsheet).to_numpy()

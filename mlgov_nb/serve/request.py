@@ -19,6 +19,7 @@ from msgspec.structs import astuple
 import msgspec
 
 from ..data.card import Card
+from ..html import markdown_text
 from ..log.record import RESERVED
 from ..settings import MlgovError
 
@@ -73,7 +74,7 @@ SHOWN_CATEGORIES = 12
 
 # %% ../../nbs/serve/01_request.ipynb #9dd4b2ff
 def _description(feature):
-    "A feature in the API's documentation: what it is, and the values of training"
+    "A feature in the API's documentation, which is Markdown: what it is, and the values of training"
     if feature["kind"] == "numeric":
         low, high = feature["low"], feature["high"]
         seen = "always missing in training" if low is None else f"trained on {low:g} to {high:g}"
@@ -81,7 +82,7 @@ def _description(feature):
         categories = feature["categories"]
         more = ", …" if len(categories) > SHOWN_CATEGORIES else ""
         seen = f"trained on: {', '.join(categories[:SHOWN_CATEGORIES])}{more}"
-    return f"{feature['about'] or feature['name']} ({seen})"
+    return markdown_text(f"{feature['about'] or feature['name']} ({seen})")
 
 # %% ../../nbs/serve/01_request.ipynb #aaea00ee
 _TEXT = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
