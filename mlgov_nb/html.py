@@ -39,6 +39,7 @@ def page(
     return load_template("page.html.j2").render(**parts, css=style, number=number, plain_subject=plain_subject)
 
 # %% ../nbs/02_html.ipynb #f64e0620
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")       # no HTML can hold them: they are written out
 _MARKS = re.compile(r"""[\\`*<>&\[\]|~$@\x00-\x1f]     # anywhere
     |(?<![^\W_])_|_(?![^\W_])|:(?=/)|(?<=www)\.           # not within a word; in an address
     |^[ \-+\#=:]|^\d(?=\d*[.)])|[ ](?=[ ])|[ ]$            # at the beginning, which could make a list; at the end
@@ -46,10 +47,12 @@ _MARKS = re.compile(r"""[\\`*<>&\[\]|~$@\x00-\x1f]     # anywhere
 
 def markdown_text(
     text, # A name, a value or a sentence from data
+    elements:bool=True, # Does the reader of the Markdown take elements of HTML? Swagger's shows them as text
 )->str: # Markdown that shows it
     "Text in Markdown as it is, on one line"
-    shown = _MARKS.sub(lambda found: f"&#{ord(found[0])};", str(text))
-    return shown.replace("&#36;", "<span>&#36;</span>")
+    written = _CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text))
+    shown = _MARKS.sub(lambda found: f"&#{ord(found[0])};", written)
+    return shown.replace("&#36;", "<span>&#36;</span>") if elements else shown
 
 # %% ../nbs/02_html.ipynb #2af05503
 def markdown_code(

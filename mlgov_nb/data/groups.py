@@ -52,8 +52,9 @@ def groups(
     return as_category(values).fillna(MISSING)
 
 # %% ../../nbs/data/02_groups.ipynb #8b1807d5
-_MEANING = re.compile(r"%(?=25|26|3D|40|61)|@|(?<![^ ])&(?![^ ])|(?<![^ ])a(?=gainst(?![^ ]))")
-_CODE = re.compile(r"%(25|26|3D|40|61)")
+_MEANING = re.compile(r"%(?=25|26|3D|40|61|66)|@|(?<![^ ])&(?![^ ])|(?<![^ ])a(?=gainst(?![^ ]))"
+                      r"|^a(?=ll (?:rows|columns)\Z)|^f(?=eatures\Z)")
+_CODE = re.compile(r"%(25|26|3D|40|61|66)")
 
 def subject_name(
     text:str, # A name, a value or a condition from data

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..data.card import Card
+from ..data.groups import plain_subject
 from .counterfactuals import counterfactuals
 from .importance import attribution_drift, flipped, importance
 from .reasons import reasons
@@ -60,7 +61,7 @@ def by_importance(
 )->pd.DataFrame: # Mean |SHAP| of each feature in the reference, smallest first
     "The reference's importances in order, as a bar chart is drawn from below"
     chosen = frame[(frame.name == "mean_abs_shap") & (frame.window == "reference")]
-    return chosen.sort_values("value")
+    return chosen.sort_values("value").assign(subject=lambda table: table.subject.map(plain_subject))
 
 # %% ../../nbs/explanation/03_summary.ipynb #e89c82ec
 def _feature_text(row, card):
@@ -216,5 +217,6 @@ def change_table(
     moved = moved.astype(dict.fromkeys(("value", "low", "high"), float))
     text = [_change(row) for row in moved.itertuples(index=False)]
     table = moved.assign(text=text).pivot(index="subject", columns="window", values="text")
-    table = table.rename(index={"features": "NDCG of the ranking"}).reindex(columns=list(windows))
+    table = table.rename(index={"features": "NDCG of the ranking"}).rename(index=plain_subject)
+    table = table.reindex(columns=list(windows))
     return pd.concat([table, flips])

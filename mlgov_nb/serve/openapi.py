@@ -288,10 +288,11 @@ def openapi(
     "The API's description"
     refs, schemas = _schemas(scorer)
     about = scorer.release.about
+    use = markdown_text(about["use"], elements=False)
     token = dict(type="http", scheme="bearer",
                  description="None is needed on the service's own machine while there are no tokens")
     return dict(openapi="3.1.0",
-                info=dict(title=about["title"], version=scorer.art.version, description=markdown_text(about["use"])),
+                info=dict(title=about["title"], version=scorer.art.version, description=use),
                 security=[{"token": []}],
                 paths=_paths(scorer, v2_name, route, refs),
                 components=dict(schemas=schemas, securitySchemes=dict(token=token)))

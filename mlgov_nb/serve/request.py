@@ -8,6 +8,7 @@ __all__ = ['MAX_TEXT', 'LARGEST_NUMBER', 'SHOWN_CATEGORIES', 'MALFORMED', 'BadRe
            'read_native']
 
 # %% ../../nbs/serve/01_request.ipynb #df0cf26b
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def _description(feature):
         categories = feature["categories"]
         more = ", …" if len(categories) > SHOWN_CATEGORIES else ""
         seen = f"trained on: {', '.join(categories[:SHOWN_CATEGORIES])}{more}"
-    return markdown_text(f"{feature['about'] or feature['name']} ({seen})")
+    return markdown_text(f"{feature['about'] or feature['name']} ({seen})", elements=False)
 
 # %% ../../nbs/serve/01_request.ipynb #aaea00ee
 _TEXT = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
@@ -132,6 +133,7 @@ class Schema:
         self.columns = [*self.names, *self.protected, "subject"]
         self.position = {column: index for index, column in enumerate(self.columns)}
         _check_reserved(self, card)
+        _check_spelling(self, card)
         self.row = _row_type(features, self.protected, self.example)
         self.rows = _rows_type(self.row, max_rows)
         self.one_decoder = msgspec.json.Decoder(self.row)
@@ -145,6 +147,14 @@ def _check_reserved(schema, card):
     if clash:
         raise MlgovError(f"card {card.name}: columns {clash} have the name of a field of the prediction log; "
                          "rename them in the data and the card, then train again")
+
+# %% ../../nbs/serve/01_request.ipynb #5ea16ebc
+def _check_spelling(schema, card):
+    "Refuse a model whose columns cannot be fields of a request"
+    odd = sorted(name for name in schema.columns if re.search(r'[\\"\x00-\x1f]', name))
+    if odd:
+        raise MlgovError(f"card {card.name}: columns {odd} hold a backslash, a quotation mark or a control character, "
+                         "which a field of a request cannot; rename them in the data and the card, then train again")
 
 # %% ../../nbs/serve/01_request.ipynb #5100c0ca
 def _rows_type(row_type, max_rows):
