@@ -39,7 +39,8 @@ AUDITS = ("drift", "fairness", "explanation", "performance")
 TRAINED = ("gradient_boosting", "linear", "mlp", "mlp_fair")     # candidates of a reduced project
 
 NEEDS_A_RUN = {"made", "clone", "spare", "service"}     # fixtures that run the pipeline first
-SHARE_A_FIXTURE = {"test_batch", "test_own_data", "test_service_live"}   # files whose fixture is costly: made once
+# Files whose fixture is costly: made once
+SHARE_A_FIXTURE = {"test_batch", "test_hostile_text", "test_own_data", "test_service_live"}
 # The slow tests in the order in which they start, beside those of the clone; the README's wait for the clone to be made
 LONGEST = ["test_own_data", "test_service_failures", "test_service_live", "test_batch", "test_user_readme"]
 MAKE_VARIABLES = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
@@ -226,18 +227,21 @@ def spare(made):
     return project
 
 
-@pytest.fixture
-def project(tmp_path):
+def small_project(root):
     "A small project without any output: settings, cards, a few raw rows, the audit notebooks"
     import pandas as pd
-    for folder in ("data/raw", "nbs"): (tmp_path/folder).mkdir(parents=True)
-    for name in ("params.yaml", "policy.yaml", "service.yaml"): shutil.copy(ROOT/name, tmp_path)
-    shutil.copytree(ROOT/"nbs/audits", tmp_path/"nbs/audits")
-    shutil.copytree(ROOT/"data/sample", tmp_path/"data/sample")
-    shutil.copy(ROOT/"data/raw/gss_wages.yaml", tmp_path/"data/raw")
+    for folder in ("data/raw", "nbs"): (root/folder).mkdir(parents=True)
+    for name in ("params.yaml", "policy.yaml", "service.yaml"): shutil.copy(ROOT/name, root)
+    shutil.copytree(ROOT/"nbs/audits", root/"nbs/audits")
+    shutil.copytree(ROOT/"data/sample", root/"data/sample")
+    shutil.copy(ROOT/"data/raw/gss_wages.yaml", root/"data/raw")
     few_rows = pd.read_parquet(ROOT/"data/raw/gss_wages.parquet").iloc[::20]
-    few_rows.to_parquet(tmp_path/"data/raw/gss_wages.parquet", index=False)
-    return Project(tmp_path)
+    few_rows.to_parquet(root/"data/raw/gss_wages.parquet", index=False)
+    return Project(root)
+
+
+@pytest.fixture
+def project(tmp_path): return small_project(tmp_path)
 
 
 class Service:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.card import Card
+from ..data.groups import plain_subject
+from ..html import legend_text, markdown_code, markdown_text
 from ..model.artifact import Artifact
 from ..settings import Limit
 from ..stats.measures import measures_of, words
@@ -101,7 +103,7 @@ def plot_trade_off(
     for name, (gap, quality) in points.items():
         label, marker = (f"{name} (champion)", "D") if name == champion else (name, "o")
         ax.errorbar(gap.value, quality.value, xerr=_errors(gap), yerr=_errors(quality), fmt=marker, capsize=3,
-                    label=label)
+                    label=legend_text(label))
     front = pareto_front(points, card.task)
     if len(front) > 1:
         ax.plot(front.x, front.y, color="#b6bdc8", zorder=0, label="no other candidate is better in both")
@@ -145,7 +147,7 @@ def group_table(
     shown = groups.loc[own].astype(dict.fromkeys(("value", "low", "high"), float))
     shown = shown.assign(measure=[words(name) for name in shown.name],
                          text=[_with_interval(row) for row in shown.itertuples()])
-    return shown.pivot(index="measure", columns="subject", values="text").fillna("?")
+    return shown.pivot(index="measure", columns="subject", values="text").fillna("?").rename(columns=plain_subject)
 
 # %% ../../nbs/audit/04_card_content.ipynb #61b7a3ef
 def _with_interval(row):
@@ -160,11 +162,13 @@ def purpose_text(
 )->str: # Markdown
     "What the model is for, how it was made, and what it predicts"
     recipe = artifact.meta["recipe"]
-    model = f"The model is `{artifact.name}`, version `{artifact.version}`: {recipe['estimator'].replace('_', ' ')}"
+    name, version = markdown_code(artifact.name), markdown_code(artifact.version)
+    model = f"The model is {name}, version {version}: {recipe['estimator'].replace('_', ' ')}"
     if recipe["mitigation"]: model += f" with the mitigation {recipe['mitigation']['method'].replace('_', ' ')}"
-    target = f"It predicts `{card.target.name}`, defined as `{card.target.expr}`"
+    target = f"It predicts {markdown_code(card.target.name)}, defined as {markdown_code(card.target.expr)}"
     if card.task.decides: target += f", and decides at a score of {artifact.threshold}"
-    return f"**{card.title}**\n\n{card.use}\n\n{model}. {target}."
+    title, use = (markdown_text(text.strip()) for text in (card.title, card.use))
+    return f"**{title}**\n\n{use}\n\n{model}. {target}."
 
 # %% ../../nbs/audit/04_card_content.ipynb #7349f257
 def data_text(
@@ -175,11 +179,14 @@ def data_text(
     rows = f"{trained_on['rows']:,} rows ({trained_on['labelled']:,} labelled)"
     period = f"{trained_on['start'] or 'no time'} to {trained_on['end'] or 'column'}"
     inputs = [protected.column for protected in card.protected.values() if protected.as_input]
-    allowed = f", except columns that are inputs because the card allows it: {', '.join(inputs)}" if inputs else ""
+    names = markdown_text(", ".join(inputs))
+    allowed = f", except columns that are inputs because the card allows it: {names}" if inputs else ""
+    about, source, licence = (markdown_text(text.strip()) for text in (card.about, card.source, card.licence))
+    attributes = markdown_text(", ".join(card.protected)) or "none"
     return "\n".join([
-        f"{card.about}\n", f"- Source: {card.source}", f"- Licence: {card.licence}",
-        f"- Trained on {rows}, {period}, content hash `{trained_on['sha256']}`",
-        f"- Protected attributes: {', '.join(card.protected) or 'none'}; none is asked for at request time{allowed}"])
+        f"{about}\n", f"- Source: {source}", f"- Licence: {licence}",
+        f"- Trained on {rows}, {markdown_text(period)}, content hash `{trained_on['sha256']}`",
+        f"- Protected attributes: {attributes}; none is asked for at request time{allowed}"])
 
 # %% ../../nbs/audit/04_card_content.ipynb #3d549e3e
 def verdicts_text(
@@ -187,8 +194,10 @@ def verdicts_text(
 )->str: # Markdown; a sentence where there is none
     "Whether the drift hurts, and what each audit concluded"
     harm = next((verdict["harm"]["sentence"] for verdict in verdicts if "harm" in verdict), None)
-    lines = [f"- **Does the drift hurt?** {harm}"] if harm else []
-    lines += [f"- **{verdict['audit']}: {verdict['verdict']}.** {verdict['line']}" for verdict in verdicts]
+    lines = [f"- **Does the drift hurt?** {markdown_text(harm)}"] if harm else []
+    for verdict in verdicts:
+        audit, line = markdown_text(verdict["audit"]), markdown_text(verdict["line"])
+        lines.append(f"- **{audit}: {verdict['verdict']}.** {line}")
     return "\n".join(lines) or "No audit was judged in this folder."
 
 # %% ../../nbs/audit/04_card_content.ipynb #2ef9d52b

@@ -11,6 +11,7 @@ import os
 from importlib.resources import as_file
 from importlib.resources import files as resources
 from pathlib import Path
+from urllib.parse import quote
 
 from .notebook import nbformat_module
 from ..files import write_atomic
@@ -52,7 +53,7 @@ def render(
     with as_file(resources("mlgov_nb")/"templates") as base:
         body, _ = HTMLExporter(template_name="report", extra_template_basedirs=[str(base)]).from_notebook_node(nb)
     home = os.path.relpath(_reports_root(out)/"index.html", Path(out).parent)
-    return write_atomic(out, page(title, question, body, verdict, facts, footer, home=home))
+    return write_atomic(out, page(title, question, body, verdict, facts, footer, home=quote(home)))
 
 # %% ../../nbs/audit/03_page.ipynb #3efdb23c
 TITLES = dict(select="Selection of the champion", drift="Drift", fairness="Fairness", explanation="Explanation",
@@ -63,7 +64,7 @@ def _entry(folder, file):
     verdict = json.loads(file.read_text())
     name = verdict["audit"]
     html = {"select": "model_card.html"}.get(name, f"{name}.html")
-    href = f"{folder.name}/{html}" if (folder/html).is_file() else None
+    href = f"{quote(folder.name)}/{quote(html)}" if (folder/html).is_file() else None
     return dict(title=TITLES.get(name, name), verdict=verdict["verdict"], line=verdict["line"], href=href,
                 windows=_window_verdicts(verdict), links=_links(folder, file, name), model=verdict["model"])
 
@@ -80,7 +81,8 @@ def _window_verdicts(verdict):
 def _links(folder, file, name):
     "Text and address of the files beside a verdict, where they are there"
     names = {"measures": f"{name}.json", "verdict": file.name, "Evidently's report": f"{name}.evidently.html"}
-    return [(text, f"{folder.name}/{target}") for text, target in names.items() if (folder/target).is_file()]
+    there = {text: target for text, target in names.items() if (folder/target).is_file()}
+    return [(text, f"{quote(folder.name)}/{quote(target)}") for text, target in there.items()]
 
 # %% ../../nbs/audit/03_page.ipynb #4320623b
 CARD_LINE = "What the model is for, its data, the candidates compared, measures by group, limits and verdicts."
@@ -88,8 +90,9 @@ CARD_LINE = "What the model is for, its data, the candidates compared, measures 
 def _card_entry(folder, entries):
     "What the index lists of a model card: the worst of the folder's verdicts"
     level = worst([entry["verdict"] for entry in entries])
-    return dict(title="Model card", verdict=level, line=CARD_LINE, href=f"{folder.name}/model_card.html", windows=[],
-                links=[("as JSON", f"{folder.name}/model_card.json")])
+    address = f"{quote(folder.name)}/model_card"
+    return dict(title="Model card", verdict=level, line=CARD_LINE, href=f"{address}.html", windows=[],
+                links=[("as JSON", f"{address}.json")])
 
 # %% ../../nbs/audit/03_page.ipynb #76de4309
 def _scope_entry(folder, files):

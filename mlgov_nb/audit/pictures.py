@@ -9,18 +9,21 @@ __all__ = ['PALETTE', 'STYLE', 'use_style', 'plot_trend', 'plot_heat', 'plot_sha
 import numpy as np
 import pandas as pd
 
+from ..html import legend_text
+
 # %% ../../nbs/audit/01_pictures.ipynb #cfea821e
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLE = {"figure.figsize": (10, 4), "figure.dpi": 110, "savefig.bbox": "tight", "font.size": 10,
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e9ee",
          "axes.axisbelow": True, "axes.titlelocation": "left", "axes.titleweight": "bold", "legend.frameon": False,
-         "figure.constrained_layout.use": True}
+         "figure.constrained_layout.use": True, "text.parse_math": False}
 
 # %% ../../nbs/audit/01_pictures.ipynb #46b47c91
 def use_style():
     "Set the house style of pictures and tables; nothing is cut off"
     import matplotlib.pyplot as plt
     pd.set_option("display.max_colwidth", None)
+    pd.set_option("display.html.use_mathjax", False, "styler.html.mathjax", False)
     plt.rcParams.update({**STYLE, "axes.prop_cycle": plt.cycler(color=PALETTE)})
 
 # %% ../../nbs/audit/01_pictures.ipynb #433327c8
@@ -36,7 +39,7 @@ def plot_trend(
     windows = list(frame.window) if windows is None else windows
     numbers = frame.astype({"value": float, "low": float, "high": float}).set_index("window").reindex(windows)
     x = np.arange(len(windows))
-    line, = ax.plot(x, numbers.value, marker="o", label=label, color=color)
+    line, = ax.plot(x, numbers.value, marker="o", label=legend_text(label), color=color)
     ax.fill_between(x, numbers.low, numbers.high, alpha=0.15, color=line.get_color(), linewidth=0)
     ax.set_xticks(x, windows)
     if level is not None: ax.axhline(level, color="grey", ls=":")
@@ -75,7 +78,7 @@ def plot_shares(
     "Shares of rows per bin, the series side by side"
     count, x = len(shares), np.arange(len(labels))
     for i, (name, values) in enumerate(shares.items()):
-        ax.barh(x + (i - (count - 1) / 2) * 0.8 / count, values, height=0.8 / count, label=name)
+        ax.barh(x + (i - (count - 1) / 2) * 0.8 / count, values, height=0.8 / count, label=legend_text(name))
     ax.set_yticks(x, [_shortened(label) for label in labels], fontsize=8)
     ax.invert_yaxis()
     ax.set_title(title, fontsize=10)
@@ -103,7 +106,7 @@ def plot_shifts(
     "Shares before and now, joined by a line"
     rows = range(len(labels))
     for row, ends in enumerate(zip(old, new, strict=True)): ax.plot(ends, [row, row], color="#b6bdc8", lw=3, zorder=1)
-    for name, values in zip(names, (old, new), strict=True): ax.scatter(values, rows, label=name, zorder=2)
+    for name, values in zip(names, (old, new), strict=True): ax.scatter(values, rows, label=legend_text(name), zorder=2)
     ax.set_yticks(rows, labels)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
@@ -117,6 +120,8 @@ def plot_bars(
     title:str, # Heading
 ):
     "Horizontal bars"
-    ax.barh(values.index, values)
+    rows = range(len(values))
+    ax.barh(rows, values)
+    ax.set_yticks(rows, values.index)
     ax.set_title(title)
     ax.grid(axis="y", visible=False)

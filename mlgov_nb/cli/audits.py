@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from .console import AUDIT, COLOURS, EXIT_CODES, EXPLAIN, LOOK
-from .console import app, open_project, print_json, print_line, print_table, print_verdict, renamed_command
+from .console import add_row, app, open_project, print_json, print_line, print_table, print_verdict
+from .console import renamed_command, terminal_text
 from ..data.card import Reading, card_path, load_card
 from ..settings import MlgovError, load_params, parse_model, project_root
 
@@ -154,7 +155,7 @@ def _drift_table(columns):
     from rich.table import Table
     table = Table("column", "change", "distance (95%)", "p", "drifted")
     for name, row in columns.iterrows():
-        table.add_row(*_drift_row(name, row))
+        add_row(table, *_drift_row(name, row))
     return table
 
 # %% ../../nbs/cli/02_audits.ipynb #496688ee
@@ -260,7 +261,7 @@ def _verdict_table(verdicts):
     for verdict in verdicts:
         word = verdict["verdict"]
         level = Text(word.upper(), style=f"bold {COLOURS[word]}")
-        table.add_row(verdict["audit"], level, Text("\n".join(verdict["reasons"])))
+        add_row(table, verdict["audit"], level, Text("\n").join(map(terminal_text, verdict["reasons"])))
     return table
 
 # %% ../../nbs/cli/02_audits.ipynb #7c6f78ad
@@ -317,8 +318,8 @@ def _contribution_table(explanation):
     contributions = explanation["contributions"]
     largest = max((abs(part["in_score"]) for part in contributions), default=0) or 1.0
     for part in contributions:
-        table.add_row(part["feature"], part["value"], f"{part['contribution']:+.3f}", f"{part['in_score']:+.3f}",
-                      _bar(part["in_score"], largest))
+        numbers = f"{part['contribution']:+.3f}", f"{part['in_score']:+.3f}"
+        add_row(table, part["feature"], part["value"], *numbers, _bar(part["in_score"], largest))
     return table
 
 # %% ../../nbs/cli/02_audits.ipynb #cba9910f

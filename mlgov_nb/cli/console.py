@@ -5,9 +5,12 @@
 # %% auto #0
 __all__ = ['LOOK', 'AUDIT', 'EXPLAIN', 'SERVE', 'LABELS', 'PIPELINE', 'PANELS', 'app', 'cards', 'log', 'tokens', 'label',
            'stages', 'RENAMED', 'EXIT_CODES', 'COLOURS', 'CommandsByPanel', 'new_group', 'renamed_command',
-           'add_renamed', 'open_project', 'print_line', 'print_verdict', 'print_json', 'print_table']
+           'add_renamed', 'open_project', 'terminal_text', 'print_line', 'print_verdict', 'add_row', 'print_json',
+           'print_table']
 
 # %% ../../nbs/cli/00_console.ipynb #e158f6c7
+import re
+
 import typer
 from typer.core import TyperGroup
 
@@ -80,16 +83,30 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": "magenta
            "harmless": "green", "harmful": "red", "cannot tell": "magenta"}
 
 # %% ../../nbs/cli/00_console.ipynb #7de163c2
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+def terminal_text(text):
+    "Text from data as one line of plain text: what would move the cursor, ring or turn the line round is written out"
+    from rich.text import Text
+    return Text(_CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text)))
+
+# %% ../../nbs/cli/00_console.ipynb #0f6f3305
 def print_line(text, style=None):
-    "A line on the terminal, without markup and not wrapped"
+    "A line on the terminal as it is, not wrapped"
     from rich.console import Console
-    Console(soft_wrap=True, highlight=False).print(text, style=style, markup=False)
+    Console(soft_wrap=True, highlight=False).print(terminal_text(text), style=style)
 
 # %% ../../nbs/cli/00_console.ipynb #e6e05612
 def print_verdict(audit, verdict):
     "One line: which audit, its verdict, and the main reason"
     word = verdict["verdict"]
     print_line(f"{audit}: {word.upper()}. {verdict['line']}", COLOURS[word])
+
+# %% ../../nbs/cli/00_console.ipynb #bf9daed9
+def add_row(table, *cells):
+    "A row of a Rich table; a text is shown as it is"
+    from rich.text import Text
+    table.add_row(*(cell if isinstance(cell, Text) else terminal_text(cell) for cell in cells))
 
 # %% ../../nbs/cli/00_console.ipynb #f81e4654
 def print_json(value, digits=5):

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .console import label, open_project, print_json, print_line, print_table
+from .console import add_row, label, open_project, print_json, print_line, print_table
 
 # %% ../../nbs/cli/03_labels.ipynb #f781ee6c
 @label.command("next")
@@ -47,7 +47,8 @@ def _estimate_table(measures):
     table = Table("measure", "with these labels (95%)", "labels", "expected without any (95%)")
     for name, row in measures.iterrows():
         measured = f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
-        table.add_row(name, measured, f"{int(row.n):,}", _interval(row.expected, row.expected_low, row.expected_high))
+        expected = _interval(row.expected, row.expected_low, row.expected_high)
+        add_row(table, name, measured, f"{int(row.n):,}", expected)
     return table
 
 # %% ../../nbs/cli/03_labels.ipynb #5eb8b0e2

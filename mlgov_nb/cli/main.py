@@ -9,7 +9,7 @@ __all__ = ['main']
 import sys
 
 from . import audits, cards, labels, service, stages  # noqa: F401 (each adds its commands to `app`)
-from .console import app
+from .console import app, terminal_text
 from ..kernels import fix_kernels
 from ..settings import MlgovError
 
@@ -29,6 +29,8 @@ def main():
         app()
     except (MlgovError, OSError) as error:
         from rich.console import Console
+        from rich.text import Text
         console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"mlgov: {_message(error)}", style="red", markup=False)
+        lines = f"mlgov: {_message(error)}".split("\n")
+        console.print(Text("\n").join(map(terminal_text, lines)), style="red")
         sys.exit(2)

@@ -142,7 +142,8 @@ def log_export(
     "Query the log with SQL."
     from mlgov_nb.log.query import export
     place = find_log(folder)
-    print(export(place.log, sql, out, place.card))
+    for line in export(place.log, sql, out, place.card).split("\n"):
+        print_line(line)
 
 # %% ../../nbs/cli/05_service.ipynb #eb77d72a
 def _time_of_reference(place):

@@ -53,7 +53,8 @@ def select():
     "Choose the champion among the candidates, or say why there is none."
     from mlgov_nb.pipeline.select import select_stage
     verdict = select_stage(*open_project())
-    print_line("\n".join(verdict["reasons"]), COLOURS[verdict["verdict"]])
+    for reason in verdict["reasons"]:
+        print_line(reason, COLOURS[verdict["verdict"]])
 
 # %% ../../nbs/cli/01_stages.ipynb #102a699e
 @stages.command()

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "table": ["files_of", "foreign_format", "open_table", "open_tables", "PACKED", "source_name", "Table"],
     "read": ["read_raw", "read_rows", "write_rows"],
     "prepare": ["ids_of", "Prepared", "read_prepared"],
-    "groups": ["band", "cross", "group_name"],
+    "groups": ["band", "cross", "group_name", "plain_subject", "subject_name"],
     "split": ["content_hash", "describe", "same_season", "Window"],
     "labels": ["join_labels", "LabelReport", "read_labels"],
     "card_draft": ["draft_card"],

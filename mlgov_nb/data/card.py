@@ -237,6 +237,9 @@ def _check_protected(card, reserved):
     if clash := sorted(name for name, attribute in protected.items() if attribute.bands and name == attribute.column):
         raise ValueError(f"protected attributes {clash} have bands and the name of their column; "
                          f"name them differently, such as {clash[0]}_band")
+    if odd := sorted(name for name in protected if re.search("[@=]| & | against ", name)):
+        raise ValueError(f"protected attributes {odd} hold '@', '=', ' & ' or ' against ', which mean something in the "
+                         "subject of a measure; name them differently (`column` may have any name)")
     used = [attribute.column for attribute in protected.values()
             if attribute.column in features and not attribute.as_input]
     if used:

@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from ..data.groups import subject_name
 from .column_test import cells, joiner, test_column
 from .distances import chi_square, decile_counts, groups, js_distance, ks, psi
 from .distances import total_variation, wasserstein
@@ -292,12 +293,13 @@ def drift_measures(
 # %% ../../nbs/drift/02_columns.ipynb #63805671
 def _column_measures(name, row):
     "The measures of one row of a decided table"
-    out = [measure(size, name, row[size], row.n) for size in REPORTED if np.isfinite(row.get(size, np.nan))]
-    if pd.isna(row.get("joint")): out.append(measure("js_distance", name, row.js, row.n, row.low, row.high))
+    subject = subject_name(name)
+    out = [measure(size, subject, row[size], row.n) for size in REPORTED if np.isfinite(row.get(size, np.nan))]
+    if pd.isna(row.get("joint")): out.append(measure("js_distance", subject, row.js, row.n, row.low, row.high))
     drifted = None if row.drifted is None else float(row.drifted)
-    out += [measure("p_adjusted", name, row.p_adjusted, row.n),
-            measure("drifted", name, drifted, row.n, note=note(name, row))]
-    if np.isfinite(row.impact): out.append(measure("drift_impact", name, row.impact, row.n))
+    out += [measure("p_adjusted", subject, row.p_adjusted, row.n),
+            measure("drifted", subject, drifted, row.n, note=note(name, row))]
+    if np.isfinite(row.impact): out.append(measure("drift_impact", subject, row.impact, row.n))
     return out
 
 # %% ../../nbs/drift/02_columns.ipynb #cb1350dc

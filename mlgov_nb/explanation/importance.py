@@ -8,6 +8,7 @@ __all__ = ['importance', 'interactions', 'ndcg', 'attribution_drift', 'direction
 # %% ../../nbs/explanation/00_importance.ipynb #2b0620d9
 import numpy as np
 
+from ..data.groups import subject_name
 from ..model.artifact import Artifact
 from ..model.contributions import Explanation
 from ..model.encoding import Encoder
@@ -19,10 +20,10 @@ def _largest_share(ex, min_n):
     size = np.abs(ex.values)
     means = size.mean(axis=0) if len(size) else np.zeros(len(ex.features))
     total = means.sum()
-    if not total: return measure("importance_share_max", ex.features[0], None, len(size))
+    if not total: return measure("importance_share_max", subject_name(ex.features[0]), None, len(size))
     top = int(means.argmax())
     share = size[:, top].mean() / total if len(size) >= min_n else None
-    return measure("importance_share_max", ex.features[top], share, len(size))
+    return measure("importance_share_max", subject_name(ex.features[top]), share, len(size))
 
 # %% ../../nbs/explanation/00_importance.ipynb #24cb4830
 def importance(
@@ -31,7 +32,7 @@ def importance(
 )->list[Measure]: # Measures per feature, largest share, additivity error
     "Mean |SHAP| per feature, the largest feature's share, and the additivity error"
     size = np.abs(ex.values)
-    means = [mean("mean_abs_shap", name, size[:, j], min_n) for j, name in enumerate(ex.features)]
+    means = [mean("mean_abs_shap", subject_name(name), size[:, j], min_n) for j, name in enumerate(ex.features)]
     error = measure("additivity_error", "all rows", ex.error if len(size) else None, len(size))
     return [*means, _largest_share(ex, min_n), error]
 
@@ -77,7 +78,8 @@ def _changes(features, before, after):
     change = after.mean(0) - before.mean(0)
     error = np.sqrt(before.var(0, ddof=1) / len(before) + after.var(0, ddof=1) / n)
     low, high = change - Z95 * error, change + Z95 * error
-    return [measure("mean_abs_shap_change", name, change[j], n, low[j], high[j]) for j, name in enumerate(features)]
+    names = map(subject_name, features)
+    return [measure("mean_abs_shap_change", name, change[j], n, low[j], high[j]) for j, name in enumerate(names)]
 
 # %% ../../nbs/explanation/00_importance.ipynb #4ef1b834
 def _redrawn_means(size, draws, rng):
@@ -108,7 +110,7 @@ def attribution_drift(
     n = len(after)
     if min(len(before), n) >= max(min_n, 2):
         return [*_changes(ref.features, before, after), _ranking(before, after, draws, seed)]
-    unknown = [measure("mean_abs_shap_change", name, None, n) for name in ref.features]
+    unknown = [measure("mean_abs_shap_change", subject_name(name), None, n) for name in ref.features]
     return [*unknown, measure("attribution_ndcg", "features", None, n)]
 
 # %% ../../nbs/explanation/00_importance.ipynb #f1101f67

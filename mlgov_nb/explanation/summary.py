@@ -14,9 +14,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..data.card import Card
+from ..data.groups import plain_subject
 from .counterfactuals import counterfactuals
 from .importance import attribution_drift, flipped, importance
 from .reasons import reasons
+from ..html import markdown_text
 from ..model.artifact import Artifact
 from ..model.contributions import Explanation, contributions
 from ..model.encoding import Encoder
@@ -59,13 +61,14 @@ def by_importance(
 )->pd.DataFrame: # Mean |SHAP| of each feature in the reference, smallest first
     "The reference's importances in order, as a bar chart is drawn from below"
     chosen = frame[(frame.name == "mean_abs_shap") & (frame.window == "reference")]
-    return chosen.sort_values("value")
+    return chosen.sort_values("value").assign(subject=lambda table: table.subject.map(plain_subject))
 
 # %% ../../nbs/explanation/03_summary.ipynb #e89c82ec
 def _feature_text(row, card):
     "A feature with its description and its mean absolute contribution"
     about = card.columns.get(row.subject, "no description")
-    return f"{row.subject} ({about}) {number(row.value)}, 95% {number(row.low)} to {number(row.high)}"
+    text = f"{row.subject} ({about}) {number(row.value)}, 95% {number(row.low)} to {number(row.high)}"
+    return markdown_text(text)
 
 # %% ../../nbs/explanation/03_summary.ipynb #e0220a0f
 def _since_reference(rank):
@@ -102,9 +105,10 @@ def summary_text(
     top = [_feature_text(row, card) for row in largest.dropna(subset="value")[::-1][:3].itertuples()]
     items += [f"- **The most important features**, by mean absolute contribution to the raw score: {'; '.join(top)}."]
     if last in flips:
+        window = markdown_text(last)
         ranking = _since_reference(_measure_of(frame, "attribution_ndcg", last))
-        turned = flips[last].item()
-        items += [f"- **Since the reference**, in {last}: {ranking}; features that flipped direction: {turned}."]
+        turned = markdown_text(flips[last].item())
+        items += [f"- **Since the reference**, in {window}: {ranking}; features that flipped direction: {turned}."]
     return "\n".join([*items, "- **Decided**: see the verdict above; it compares these figures with the policy."])
 
 # %% ../../nbs/explanation/03_summary.ipynb #3231f425
@@ -156,7 +160,9 @@ def plot_decision(
     "One row's contributions as bars, largest on top; the title adds them up"
     table = contributions(ex, enc, i).iloc[::-1]
     labels = [f"{feature} = {value}"[:30] for feature, value in zip(table.feature, table.value, strict=True)]
-    ax.barh(labels, table.contribution, color=np.where(table.contribution > 0, "#D55E00", "#0072B2"))
+    rows = range(len(labels))
+    ax.set_yticks(rows, labels)
+    ax.barh(rows, table.contribution, color=np.where(table.contribution > 0, "#D55E00", "#0072B2"))
     ax.set_title(f"{name}: {ex.base:.2f} {table.contribution.sum():+.2f} = {ex.raw[i]:.2f}", fontsize=10)
     ax.tick_params("y", labelsize=8)
     ax.axvline(0, color="#1c2430", linewidth=0.8)
@@ -164,8 +170,8 @@ def plot_decision(
 # %% ../../nbs/explanation/03_summary.ipynb #b82118eb
 def _reason_line(reason):
     "A reason as an item, with its contribution to the score and its flag"
-    mark = f" **[{reason['flag']}]**" if reason["flag"] else ""
-    return f"  - {reason['text']} ({reason['in_score']:+.3f}){mark}"
+    mark = f" **{markdown_text('[' + reason['flag'] + ']')}**" if reason["flag"] else ""
+    return f"  - {markdown_text(reason['text'])} ({reason['in_score']:+.3f}){mark}"
 
 # %% ../../nbs/explanation/03_summary.ipynb #79ee650e
 def _change_text(answer):
@@ -188,9 +194,9 @@ def decisions_text(
     "Reasons and counterfactuals of some rows"
     lines = []
     for name, i in rows.items():
-        lines += [f"- **{name} score, {ex.score[i]:.3f}**"]
+        lines += [f"- **{markdown_text(name)} score, {ex.score[i]:.3f}**"]
         lines += [_reason_line(reason) for reason in reasons(art, card, ex, i)]
-        lines += [f"  - *what would change the decision:* {_other_decision(art, card, ex.codes[i])}"]
+        lines += [f"  - *what would change the decision:* {markdown_text(_other_decision(art, card, ex.codes[i]))}"]
     return "\n".join(lines)
 
 # %% ../../nbs/explanation/03_summary.ipynb #b75da8bb
@@ -211,5 +217,6 @@ def change_table(
     moved = moved.astype(dict.fromkeys(("value", "low", "high"), float))
     text = [_change(row) for row in moved.itertuples(index=False)]
     table = moved.assign(text=text).pivot(index="subject", columns="window", values="text")
-    table = table.rename(index={"features": "NDCG of the ranking"}).reindex(columns=list(windows))
+    table = table.rename(index={"features": "NDCG of the ranking"}).rename(index=plain_subject)
+    table = table.reindex(columns=list(windows))
     return pd.concat([table, flips])

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import hypergeom, t as student
 
-from ..data.groups import cross, group_name
+from ..data.groups import cross, group_name, plain_subject
 from .rates import CELLS, count_groups, rate_parts, score_groups
 from ..stats.measures import Measure, measure, wilson
 from ..stats.significance import adjust_tables
@@ -169,9 +169,10 @@ def decide_groups(
 # %% ../../nbs/fairness/02_compare.ipynb #42f8eb4b
 def _note(row):
     "A comparison in a sentence"
-    if row.differs is None: return f"{row.group}: too few rows to compare"
-    values = f"{row.value:.3f} against {row.base:.3f} of {row.against}"
-    return f"{row.group} {values} (adjusted p {row.p_adjusted:.2g})"
+    group, against = plain_subject(row.group), plain_subject(row.against)
+    if row.differs is None: return f"{group}: too few rows to compare"
+    values = f"{row.value:.3f} against {row.base:.3f} of {against}"
+    return f"{group} {values} (adjusted p {row.p_adjusted:.2g})"
 
 # %% ../../nbs/fairness/02_compare.ipynb #6b9ff4ac
 def difference_measures(

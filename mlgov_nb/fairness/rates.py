@@ -12,7 +12,7 @@ import pandas as pd
 from fastcore.basics import patch
 from scipy.special import ndtri, stdtrit
 
-from ..data.groups import cross, group_name
+from ..data.groups import cross, group_name, plain_subject
 from .gaps import PRIOR, draw_normal, draw_tables, largest_gap
 from ..stats.measures import Measure, measure, rate
 from ..stats.quality import confusion, delong
@@ -167,8 +167,8 @@ def mean_measures(
 # %% ../../nbs/fairness/01_rates.ipynb #05e21868
 def _left_out(n, rated, what):
     "A note on the groups that are not in a comparison, from their rows; empty when all are"
-    if len(n) == 1: return f"there is only {n.index[0]} ({int(n.iloc[0]):,}), nothing to compare it with"
-    gone = [f"{group} ({int(rows):,})" for group, rows in n[~rated].items()]
+    if len(n) == 1: return f"there is only {plain_subject(n.index[0])} ({int(n.iloc[0]):,}), nothing to compare it with"
+    gone = [f"{plain_subject(group)} ({int(rows):,})" for group, rows in n[~rated].items()]
     if not gone: return ""
     more = f" and {len(gone) - 4} more" if len(gone) > 4 else ""
     return f"without {', '.join(gone[:4])}{more}: too few {what}"
@@ -246,7 +246,7 @@ def _impact(name, value, centre, log_draws, n, note=""):
 def _impact_unknown(counts, subject, privileged):
     "No disparate impact, and why: too few labelled rows in the privileged group, or in all others"
     own, others = int(counts.n.get(privileged, 0)), int(counts.n.drop(privileged, errors="ignore").sum())
-    note = f"cannot tell: {privileged} has {own:,} labelled rows, the others {others:,}"
+    note = f"cannot tell: {plain_subject(privileged)} has {own:,} labelled rows, the others {others:,}"
     return measure("disparate_impact", subject, None, int(counts.n.sum()), note=note)
 
 # %% ../../nbs/fairness/01_rates.ipynb #25ff6889

@@ -8,6 +8,7 @@ __all__ = ['gap_parts']
 # %% ../../nbs/fairness/03_score_gap.ipynb #453232d8
 import numpy as np
 
+from ..data.groups import subject_name
 from ..model.contributions import Explanation
 from ..stats.measures import Measure, Z95, measure
 
@@ -27,13 +28,14 @@ def gap_parts(
     min_n:int=30, # Fewer rows in either: no gap is given
 )->list[Measure]: # `score_gap_part` per feature, largest first; then `score_gap`: mean score of `a` less that of `b`
     "Split the gap in mean scores of two groups over the features; the parts add up to the gap"
-    subject, of_a, of_b = f"{a} against {b}", group == a, group == b
+    of_a, of_b = group == a, group == b
+    subject = f"{subject_name(a)} against {subject_name(b)}"
     n = int(of_a.sum() + of_b.sum())
     if min(of_a.sum(), of_b.sum()) < min_n: return [measure("score_gap", subject, None, n)]
     parts, halves = _mean_differences(ex.score_values[of_a], ex.score_values[of_b])
     measures = []
     for j in np.argsort(-np.abs(parts), kind="stable"):
-        name = f"{ex.features[j]}: {subject}"
+        name = f"{subject_name(ex.features[j])}: {subject}"
         measures.append(measure("score_gap_part", name, parts[j], n, parts[j] - halves[j], parts[j] + halves[j]))
     total, half = _mean_differences(ex.score[of_a], ex.score[of_b])
     return [*measures, measure("score_gap", subject, total, n, total - half, total + half)]

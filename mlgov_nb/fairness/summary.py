@@ -18,6 +18,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..data.groups import plain_subject
+from ..html import legend_text, markdown_text
 from ..model.mitigation import NEEDS
 from ..stats.measures import Measure, measure_value, number, words
 from ..task import task_of
@@ -51,7 +53,7 @@ def group_measures(
     prefix, found = f"{attribute}=", {}
     for each in measures:
         own_group = each.subject.startswith(prefix) and " & " not in each.subject
-        if each.name == name and own_group: found[each.subject.removeprefix(prefix)] = each
+        if each.name == name and own_group: found[plain_subject(each.subject.removeprefix(prefix))] = each
     return {group: each for group, each in found.items() if each.value is not None}
 
 # %% ../../nbs/fairness/04_summary.ipynb #dd1fc219
@@ -69,24 +71,31 @@ def _listed(parts:list[str])->str:
     if len(parts) < 2: return "".join(parts)
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
+# %% ../../nbs/fairness/04_summary.ipynb #355e8b36
+def _of(attribute:str, window:str)->str:
+    "What a line of the summary is about, as Markdown"
+    return f"{markdown_text(attribute)}, {markdown_text(window)}"
+
 # %% ../../nbs/fairness/04_summary.ipynb #7e4eec04
 def _group_line(measures:list[Measure], attribute:str, name:str, window:str, task:str)->str:
     "One line of the summary: every group's figure"
     figures = []
     for group, value in group_values(measures, attribute, name).items():
-        figures.append(f"{group} {value:.0%}" if task_of(task).decides else f"{group} {number(value)}")
+        shown = f"{value:.0%}" if task_of(task).decides else number(value)
+        figures.append(f"{markdown_text(group)} {shown}")
     phrases = ", ".join(figures) or "too few rows in every group"
-    return f"- **{attribute}, {window}**, {FIGURES[task][name]}: {phrases}."
+    return f"- **{_of(attribute, window)}**, {FIGURES[task][name]}: {phrases}."
 
 # %% ../../nbs/fairness/04_summary.ipynb #7f5a50d7
 def _comparison_line(compared:Measure, attribute:str, window:str)->str:
     "One line of the summary: how the groups of an attribute compare"
     if compared.value is None:
-        value = f"cannot be determined from {compared.n:,} people: {compared.note or 'too few in a group'}."
+        why = markdown_text(compared.note or "too few in a group")
+        value = f"cannot be determined from {compared.n:,} people: {why}."
     else:
         interval = f"{number(compared.low)} to {number(compared.high)}"
         value = f"{number(compared.value)}, on {compared.n:,} people; 95% interval {interval}."
-    return f"- **{attribute}, {window}**: {words(compared.name)} {value}"
+    return f"- **{_of(attribute, window)}**: {words(compared.name)} {value}"
 
 # %% ../../nbs/fairness/04_summary.ipynb #ea373e48
 def _bias_words(group:str, bias:Measure)->str:
@@ -99,9 +108,10 @@ def _bias_words(group:str, bias:Measure)->str:
 def _bias_line(measures:list[Measure], attribute:str, window:str, task:str)->str:
     "One line of the summary: how far the model estimates each group too high or too low"
     name, meaning = BIAS[task]
-    phrases = [_bias_words(group, each) for group, each in group_measures(measures, attribute, name).items()]
+    found = group_measures(measures, attribute, name)
+    phrases = [_bias_words(markdown_text(group), each) for group, each in found.items()]
     sentence = f"the model {_listed(phrases)}" if phrases else "too few rows in every group"
-    return f"- **{attribute}, {window}**, {meaning}: {sentence}."
+    return f"- **{_of(attribute, window)}**, {meaning}: {sentence}."
 
 # %% ../../nbs/fairness/04_summary.ipynb #a90d8659
 def _with_interval(compared:Measure)->str:
@@ -114,7 +124,7 @@ def _errors_line(measures:list[Measure], attribute:str, window:str, task:str)->s
     "One line of the summary: how the errors of the groups compare"
     found = {each.name: each for each in measures if each.subject == attribute}
     phrases = [_with_interval(found[name]) for name in ERRORS[task] if name in found]
-    return f"- **{attribute}, {window}**, errors: {_listed(phrases) or 'not measured'}."
+    return f"- **{_of(attribute, window)}**, errors: {_listed(phrases) or 'not measured'}."
 
 # %% ../../nbs/fairness/04_summary.ipynb #0d33b3e2
 def _decided(table:pd.DataFrame, answer:bool)->list[str]:
@@ -129,7 +139,7 @@ def _differ_line(table:pd.DataFrame, attribute:str, window:str)->str:
     alike = [name for name in _decided(own, False) if name not in differ]
     phrases = [f"the groups differ significantly in {_listed(differ)}"] if differ else []
     if alike: phrases.append(f"no difference is found in {_listed(alike)}")
-    return f"- **{attribute}, {window}**: {'; '.join(phrases) or 'too few rows to compare the groups'}."
+    return f"- **{_of(attribute, window)}**: {'; '.join(phrases) or 'too few rows to compare the groups'}."
 
 # %% ../../nbs/fairness/04_summary.ipynb #d54265fe
 def _differing(table:pd.DataFrame)->str:
@@ -142,9 +152,9 @@ def _counts_lines(compared:dict[str, pd.DataFrame], attributes:list[str], window
     if not attributes or not compared: return []
     latest, every = compared[window], pd.concat(compared.values())
     names = [*attributes, *(name for name in latest.attribute.unique() if name not in attributes)]
-    phrases = ", ".join(f"{name}: {_differing(latest[latest.attribute == name])}" for name in names)
+    phrases = ", ".join(f"{markdown_text(name)}: {_differing(latest[latest.attribute == name])}" for name in names)
     total = f"over all {len(compared)} windows {_differing(every)}, after correction for all of them"
-    return [f"- **Comparisons in {window} that differ significantly**: {phrases}; {total}."]
+    return [f"- **Comparisons in {markdown_text(window)} that differ significantly**: {phrases}; {total}."]
 
 # %% ../../nbs/fairness/04_summary.ipynb #1e6365ed
 DECIDED = "- **Decided**: see the top of this page, or `fairness.verdict.json`, where `judge` applies the policy."
@@ -183,11 +193,12 @@ def label_text(
     labelled, lines = task_of(task).gap.removesuffix("_all"), []
     for attribute in attributes:
         coverage = group_values(measures, attribute, "label_coverage")
-        shares = _listed([f"{share:.0%} of {group}" for group, share in coverage.items()])
+        shares = _listed([f"{share:.0%} of {markdown_text(group)}" for group, share in coverage.items()])
         of_labelled = _known(measure_value(measures, labelled, attribute))
         of_everyone = _known(measure_value(measures, f"{labelled}_all", attribute))
         both = f"the {words(labelled)} is {of_labelled} with labels and {of_everyone} over everyone"
-        lines.append(f"- **{attribute}**: in {window}, {shares} have a known outcome; {both}.")
+        name = markdown_text(attribute)
+        lines.append(f"- **{name}**: in {markdown_text(window)}, {shares} have a known outcome; {both}.")
     return "\n".join(lines)
 
 # %% ../../nbs/fairness/04_summary.ipynb #559fa648
@@ -305,7 +316,9 @@ def largest_differences(
     differ = table[table.differs == True]
     order = differ.assign(other=~differ.attribute.isin(attributes), size=-differ.difference.abs())
     first = order.sort_values(["other", "size"], kind="stable").head(top)
-    return first[list(SHOWN)].assign(measure=first.measure.map(words)).rename(columns=SHOWN)
+    in_words = dict(measure=first.measure.map(words), group=first.group.map(plain_subject),
+                    against=first.against.map(plain_subject))
+    return first[list(SHOWN)].assign(**in_words).rename(columns=SHOWN)
 
 # %% ../../nbs/fairness/04_summary.ipynb #48552a9e
 def equal_figures(
@@ -384,7 +397,7 @@ def plot_costs(
         style: dict[str, Any] = dict(color=INK, linewidth=2.2, zorder=3) if own else dict(linewidth=1, alpha=0.6)
         line, = ax.plot(x.reindex(windows), y.reindex(windows), **style)
         dots: dict[str, Any] = dict(color=line.get_color(), zorder=line.get_zorder())
-        ax.plot(x["reference"], y["reference"], "o", label=marked(name, audited), **dots)
+        ax.plot(x["reference"], y["reference"], "o", label=legend_text(marked(name, audited)), **dots)
         ax.plot(x[windows[-1]], y[windows[-1]], "o", markerfacecolor="white", **dots)
     ax.set_xlabel(labels[0])
     ax.set_ylabel(labels[1])
@@ -394,11 +407,12 @@ def plot_costs(
 def gap_text(
     parts:list[Measure], # From `gap_parts`
     window:str, # Where they were measured
-)->str: # A sentence
+)->str: # Markdown, a sentence
     "The gap in mean scores, and whether it may be zero"
     if not parts: return "No attribute has two groups whose scores could be compared."
     total = parts[-1]
-    gap = f"the gap in mean scores, {_minus(total)},"
+    gap = f"the gap in mean scores, {markdown_text(_minus(total))},"
+    window = markdown_text(window)
     if total.value is None: return f"In {window}, {gap} is unknown: {total.n:,} sampled rows are too few."
     zero = "it may be zero" if total.low <= 0 <= total.high else "it is not zero"
     interval = f"95% {number(total.low)} to {number(total.high)}"
@@ -407,7 +421,7 @@ def gap_text(
 # %% ../../nbs/fairness/04_summary.ipynb #7ced0375
 def _minus(total:Measure)->str:
     "Which group's mean score is subtracted from which"
-    return total.subject.replace(" against ", " minus ")
+    return plain_subject(total.subject.replace(" against ", " minus "))
 
 # %% ../../nbs/fairness/04_summary.ipynb #c9422832
 def plot_gap(
@@ -420,8 +434,10 @@ def plot_gap(
     bars, total = table.iloc[:-1][::-1], parts[-1]
     fig, ax = plt.subplots(figsize=(9, 0.38 * len(bars) + 1.3))
     errors = [bars.value - bars.low, bars.high - bars.value]
-    names = bars.subject.str.rsplit(": ", n=1).str[0]
-    ax.barh(names, bars.value, xerr=errors, color="#009E73", ecolor=INK)
+    names = [plain_subject(subject.removesuffix(f": {total.subject}")) for subject in bars.subject]
+    rows = range(len(bars))
+    ax.set_yticks(rows, names)
+    ax.barh(rows, bars.value, xerr=errors, color="#009E73", ecolor=INK)
     ax.axvline(0, color=INK, linewidth=0.8)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(f"contribution to mean score, {_minus(total)}")

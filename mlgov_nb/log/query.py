@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.card import Card
+from ..files import FORMULA, NUMBER, spreadsheet_text
 from .record import KINDS, LABEL, RECORD, card_fields
 from .segment import segments
 from ..settings import MlgovError
@@ -345,11 +346,28 @@ def stat(
 FORMATS = {".csv": "csv, header", ".parquet": "parquet, compression zstd",
            ".json": "json, array true", ".jsonl": "json"}
 
+
+# %% ../../nbs/log/03_query.ipynb #627005b2
+def _spreadsheet_sql(con, sql):
+    "SQL of the same answer, in which no text is a formula; of what gives no table, the SQL itself"
+    answer = con.sql(sql)
+    if answer is None: return sql
+    places, columns = [f"c{i}" for i in range(len(answer.columns))], []
+    for place, name, kind in zip(places, answer.columns, answer.types, strict=True):
+        runs = f"regexp_matches({place}, {text_sql(f'^(?:{FORMULA})')}) and not regexp_full_match({place}, '{NUMBER}')"
+        is_text = str(kind) == "VARCHAR" or str(kind).startswith("ENUM")
+        value = f"case when {runs} then chr(39) || {place} else {place} end" if is_text else place
+        columns.append(f"{value} as {_name_sql(spreadsheet_text(name))}")
+    return f"select {', '.join(columns)} from ({sql}) as answer({', '.join(places)})"
+
+# %% ../../nbs/log/03_query.ipynb #a8c9b600
 def _copy_to_file(con, sql, out):
     "Write the answer to a query into a file; how many rows"
+    sql = sql.strip().rstrip(";")
+    if out.suffix == ".csv": sql = _spreadsheet_sql(con, sql)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    copy = f"copy ({sql.strip().rstrip(';')}) to {text_sql(temporary)} (format {FORMATS[out.suffix]})"
+    copy = f"copy ({sql}) to {text_sql(temporary)} (format {FORMATS[out.suffix]})"
     try:
         row_count = con.execute(copy).fetchall()[0][0]
         os.replace(temporary, out)

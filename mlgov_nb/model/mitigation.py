@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..data.groups import subject_name
+
 # %% ../../nbs/model/04_mitigation.ipynb #ec48f952
 IN_TRAINING = "the protected attribute of training rows; nothing at request time; "
 NEEDS = dict(
@@ -23,7 +25,7 @@ def together(
     groups:list[np.ndarray], # Per protected attribute, the group of each row
 )->np.ndarray: # One group per row: the intersection
     "Cross several protected attributes into one"
-    if len(groups) > 1: return np.array([" & ".join(group) for group in zip(*groups, strict=True)])
+    if len(groups) > 1: return np.array([" & ".join(map(subject_name, group)) for group in zip(*groups, strict=True)])
     return np.asarray(groups[0]).astype(str)
 
 # %% ../../nbs/model/04_mitigation.ipynb #a7fedcb2

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..data.groups import cross
 from ..model.encoding import codes
 from .estimate import Learned, check_scores, density_ratio, shares
 from .expected import binary_expected, bins_of, error_value
@@ -78,7 +79,7 @@ BANDS = ["lowest", "low", "middle", "high", "highest"]
 def _stratum_names(df, score, slices, bands):
     "Name of each row's stratum, by score band and slices"
     band = pd.qcut(pd.Series(score).rank(method="first"), len(bands), labels=bands).astype(str)
-    columns = [df[name].astype("str").fillna("(missing)").reset_index(drop=True).radd(f"{name}=") for name in slices]
+    columns = [cross(df, [name]).reset_index(drop=True) for name in slices]
     return band.str.cat(columns, sep=" & ").radd("score ")
 
 # %% ../../nbs/performance/05_label_budget.ipynb #a69956e0

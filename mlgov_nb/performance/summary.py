@@ -11,6 +11,8 @@ __all__ = ['TITLES', 'CALIBRATION', 'find', 'in_words', 'headline', 'latest_labe
 import numpy as np
 import pandas as pd
 
+from ..data.groups import plain_subject
+from ..html import legend_text, markdown_text
 from .concept_drift import time_order
 from .estimate import ASSUMES, Estimate
 from .track_record import Pick
@@ -47,10 +49,12 @@ def headline(
     main = base.name
     expected, truth = find(measures, f"{main}_expected"), find(measures, main)
     title, promised, shown = main.upper(), in_words(expected, "95% "), in_words(truth, "95% ")
-    return f"""In **{window}**:
-- **before labels** {title} {promised}, by {expected.note}; it was {base.value:.3f} on the reference
-- **with labels** {title} {shown}; {find(measures, "label_selection").note}
-- **where it comes from**: {find(measures, "covariate_part", main).note}"""
+    labelled = markdown_text(find(measures, "label_selection").note)
+    source = markdown_text(find(measures, "covariate_part", main).note)
+    return f"""In **{markdown_text(window)}**:
+- **before labels** {title} {promised}, by {markdown_text(expected.note)}; it was {base.value:.3f} on the reference
+- **with labels** {title} {shown}; {labelled}
+- **where it comes from**: {source}"""
 
 # %% ../../nbs/performance/08_summary.ipynb #c33b88a7
 def latest_labelled(
@@ -119,7 +123,7 @@ def plot_candidates(
     "A dashed line for each candidate that was not released"
     for name in names:
         value = frame[frame.subject == f"all rows@{name}"].value
-        ax.plot(range(len(value)), value, "--", linewidth=1, label=name)
+        ax.plot(range(len(value)), value, "--", linewidth=1, label=legend_text(name))
 
 # %% ../../nbs/performance/08_summary.ipynb #95da2804
 def regression_calibration(
@@ -179,4 +183,5 @@ def group_table(
     "Expected and confirmed quality of the groups, as text"
     rows = [dict(subject=m.subject, name=m.name, text=in_words(m)) for m in measures]
     if not rows: return "No protected group."
-    return pd.DataFrame(rows).pivot(index="subject", columns="name", values="text").fillna("cannot tell")
+    table = pd.DataFrame(rows).pivot(index="subject", columns="name", values="text").fillna("cannot tell")
+    return table.rename(index=plain_subject)

@@ -15,6 +15,7 @@ import pandas as pd
 from numba import njit
 from scipy.special import stdtr, stdtrit
 
+from ..data.groups import plain_subject, subject_name
 from ..model.encoding import Encoder
 from ..stats.conditions import axes_of, axis_pairs, batch_sizes, condition_texts, rows_matching
 from ..stats.conditions import sums_over_conditions
@@ -76,10 +77,10 @@ def _search(axes, loss, at, rng, shuffles, min_n):
 
 # %% ../../nbs/performance/06_weak_segments.ipynb #0c99c8a1
 def _subjects(texts):
-    "Conditions as subjects of measures"
-    plain = [text.replace("@", "(at)").replace(" & ", " and ") for text in texts]
-    earlier = [plain[:i].count(text) for i, text in enumerate(plain)]
-    return [f"{text} ({count + 1})" if count else text for text, count in zip(plain, earlier, strict=True)]
+    "Conditions as subjects of measures; one that was there already has a number"
+    names = [subject_name(text) for text in texts]
+    earlier = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{name} ({count + 1})" if count else name for name, count in zip(names, earlier, strict=True)]
 
 # %% ../../nbs/performance/06_weak_segments.ipynb #1f21037c
 def _left(x, masks):
@@ -96,7 +97,7 @@ def _nothing_new(mask, masks, rest, still=2.33):
 
 # %% ../../nbs/performance/06_weak_segments.ipynb #59da8823
 def _apart(z, axes, loss, search, top):
-    "z-value, text and rows of the worst conditions that say something new"
+    "z-value, subject and rows of the worst conditions that say something new"
     pairs, cells, x = axis_pairs(axes), np.stack([axis.cell for axis in axes], axis=1), loss[search]
     searched, rest, chosen, masks = cells[search], x - x.mean(), [], []
     for at in np.argsort(-np.round(z, 9), kind="stable")[:1000]:     # of the same rows, one feature comes before two
@@ -107,8 +108,9 @@ def _apart(z, axes, loss, search, top):
         masks.append(mask)
         rest = _left(x, masks)
     names = condition_texts(axes, pairs)
-    texts = _subjects([names[at] for at in chosen])
-    return [(float(z[at]), text, rows_matching(at, axes, pairs, cells)) for at, text in zip(chosen, texts, strict=True)]
+    subjects = _subjects([names[at] for at in chosen])
+    found = zip(chosen, subjects, strict=True)
+    return [(float(z[at]), subject, rows_matching(at, axes, pairs, cells)) for at, subject in found]
 
 # %% ../../nbs/performance/06_weak_segments.ipynb #d176c526
 def loss_gap(
@@ -203,13 +205,14 @@ class _Halves:
         return {"loss": mean("loss", subject, self.loss[rows], self.min_n), **further}
 
 # %% ../../nbs/performance/06_weak_segments.ipynb #26c26d56
-def _measured(halves, text, mask, p_search):
+def _measured(halves, subject, mask, p_search):
     "A segment of the searched half, with its measures on the held-out half"
     loss, search, held = halves.loss, halves.search, halves.held
     inside, outside = held[mask[held]], held[~mask[held]]
     gap_search = float(loss[search[mask[search]]].mean() - loss[search[~mask[search]]].mean())
-    gap, p = loss_gap(text, loss[inside], loss[outside], halves.min_n)
-    measures, of_others = halves.measures(inside, text), halves.measures(outside, "the other rows")
+    gap, p = loss_gap(subject, loss[inside], loss[outside], halves.min_n)
+    measures, of_others = halves.measures(inside, subject), halves.measures(outside, "the other rows")
+    text = plain_subject(subject)
     return Segment(text, int(mask.sum()), p_search, gap_search, gap, measures, of_others, p)
 
 # %% ../../nbs/performance/06_weak_segments.ipynb #e30ec8c6
@@ -265,7 +268,7 @@ def find_segments( # noqa: PLR0913 - settings with defaults
         why = f"no condition holds for {min_n} searched rows, fails for {min_n}, and has a greater loss"
         return Segments(why=why, **counts)
     worst = _apart(z, axes, loss, halves.search, top)
-    found = [_measured(halves, text, mask, tail_p(value, largest)) for value, text, mask in worst]
+    found = [_measured(halves, subject, mask, tail_p(value, largest)) for value, subject, mask in worst]
     return Segments(_adjusted(found), overall=halves.measures(halves.held, "all rows"), **counts)
 
 # %% ../../nbs/performance/06_weak_segments.ipynb #9c3c3fa7

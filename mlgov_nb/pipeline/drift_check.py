@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.card import Card, Reading
+from ..data.groups import plain_subject
 from ..data.prepare import read_prepared
 from ..data.read import read_raw
 from ..data.split import same_season
@@ -250,7 +251,8 @@ def _limits(limits, measures):
     "The limits on what was measured, for any window, and the other limits"
     measured = {(m.name, m.subject) for m in measures}
     def applies(limit):
-        return any(name == limit.measure and limit.subject in ("*", subject) for name, subject in measured)
+        subjects = [subject for name, subject in measured if name == limit.measure]
+        return any(limit.subject in ("*", subject, plain_subject(subject)) for subject in subjects)
     limits = limits or ANY_DRIFT
     judged = [limit.model_copy(update={"window": "*"}) for limit in limits if applies(limit)]
     return judged, [limit for limit in limits if not applies(limit)]

@@ -18,7 +18,7 @@ from ..data.labels import read_labels
 from ..data.prepare import ids_of, read_prepared
 from ..data.read import read_raw
 from ..data.values import DataError, as_category, holds_numbers, numbers, with_columns
-from ..files import write_atomic
+from ..files import from_spreadsheet, spreadsheet_text, write_atomic
 from ..model.artifact import Artifact, load
 from ..performance.estimate import Learned, estimate, learn
 from ..performance.label_budget import next_labels, sampled_quality
@@ -81,7 +81,8 @@ def ask(
     if unknown:
         raise MlgovError(f"--by {unknown[0]}: no such column; there are {', '.join(map(str, q.rows.columns))}")
     chosen = next_labels(q.learned, q.rows, q.score, budget, columns, q.card.id)
-    write_atomic(out, with_columns(chosen, {q.card.target.name: ""}).to_csv(index=False, float_format="%.10g"))
+    to_fill_in = with_columns(chosen, {q.card.target.name: ""}).map(spreadsheet_text)
+    write_atomic(out, to_fill_in.to_csv(index=False, float_format="%.10g"))
     return chosen
 
 # %% ../../nbs/pipeline/10_label_requests.ipynb #83e682f7
@@ -126,7 +127,7 @@ def _check_weights(drawn, row_count, sample):
 # %% ../../nbs/pipeline/10_label_requests.ipynb #a5d64478
 def _filled_in(card, sample, rows):
     "Identifier, stratum, weight and label of the drawn rows; `DataError` for a file that does not fit"
-    found, target = read_raw(sample).frame, card.target.name
+    found, target = read_raw(sample).frame.map(from_spreadsheet), card.target.name
     missing = [name for name in (card.id, "stratum", "weight", target) if name not in found]
     if missing:
         expected = f"expected the file that `mlgov label next` wrote, with {target} filled in"

@@ -172,7 +172,9 @@ def add(self:_Learner,
         pool:ThreadPoolExecutor, # Columns are read on all cores
        ):
     "Learn from a piece of the reference"
-    def numbers_of(name): return reading(where, name, as_numbers, arrays[name], self.kinds[name], name, where, self.how)[0]
+    def numbers_of(name):
+        found = reading(where, name, as_numbers, arrays[name], self.kinds[name], name, where, self.how)
+        return found[0]
     def categories_of(name): return reading(where, name, category_counts, arrays[name], self.how, name)
     values = dict(zip(self.numbers, pool.map(numbers_of, self.numbers), strict=True))
     self.sample.add_rows(file, start, values)

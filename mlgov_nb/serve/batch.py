@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from ..data.card import Reading, own_name, raw_name
 from ..data.values import categories, holds_text, numbers
-from ..files import atomic_file
+from ..files import FORMULA, atomic_file
 from ..log.subject import subject_key, subject_secret
 from ..model.artifact import card_of, load
 from .batch_file import CHUNK, open_rows
@@ -357,12 +357,20 @@ class _Csv:
     def add(self, table):
         "The bytes of these rows, with the line of names before the first"
         sink = pa.BufferOutputStream()
+        for name in ("warnings", "error"):
+            table = table.set_column(table.schema.get_field_index(name), name, _words(table[name]))
         pacsv.write_csv(table, sink, pacsv.WriteOptions(include_header=False, batch_size=CHUNK))
         header = b"" if self.started else _csv_line(table.schema.names)
         self.started = True
         return header + sink.getvalue().to_pybytes()
 
     def end(self): return b""
+
+# %% ../../nbs/serve/07_batch.ipynb #fc6c920e
+def _words(column):
+    "Messages for a CSV: one that a spreadsheet would run begins with an apostrophe"
+    runs = pc.match_substring_regex(column, f"^(?:{FORMULA})")
+    return pc.if_else(runs, pc.binary_join_element_wise("'", column, ""), column)
 
 # %% ../../nbs/serve/07_batch.ipynb #c7df8729
 def _csv_line(cells):

@@ -11,8 +11,10 @@ from importlib.resources import files
 
 import msgspec
 
+from ..html import markdown_text
 from .request import from_records
 from .scoring import Answer, Explanations, Scorer, explanations, predictions
+
 
 # %% ../../nbs/serve/10_openapi.ipynb #8249acdc
 class Label(msgspec.Struct, forbid_unknown_fields=True):
@@ -286,10 +288,11 @@ def openapi(
     "The API's description"
     refs, schemas = _schemas(scorer)
     about = scorer.release.about
+    use = markdown_text(about["use"], elements=False)
     token = dict(type="http", scheme="bearer",
                  description="None is needed on the service's own machine while there are no tokens")
     return dict(openapi="3.1.0",
-                info=dict(title=about["title"], version=scorer.art.version, description=about["use"]),
+                info=dict(title=about["title"], version=scorer.art.version, description=use),
                 security=[{"token": []}],
                 paths=_paths(scorer, v2_name, route, refs),
                 components=dict(schemas=schemas, securitySchemes=dict(token=token)))
@@ -298,6 +301,8 @@ def openapi(
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>API</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'self'; connect-src 'self';
+style-src 'self' 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; form-action 'self'">
 <link rel="stylesheet" href="/docs/swagger-ui.css"><link rel="icon" href="data:,"></head>
 <body>
 <form id="ask" hidden>

@@ -8,6 +8,7 @@ __all__ = ['MAX_TEXT', 'LARGEST_NUMBER', 'SHOWN_CATEGORIES', 'MALFORMED', 'BadRe
            'read_native']
 
 # %% ../../nbs/serve/01_request.ipynb #df0cf26b
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from msgspec.structs import astuple
 import msgspec
 
 from ..data.card import Card, own_name, raw_name
+from ..html import markdown_text
+from ..settings import MlgovError
 
 # %% ../../nbs/serve/01_request.ipynb #cbe2fcef
 class BadRequest(Exception):
@@ -71,7 +74,7 @@ SHOWN_CATEGORIES = 12
 
 # %% ../../nbs/serve/01_request.ipynb #9dd4b2ff
 def _description(feature):
-    "A feature in the API's documentation: what it is, and the values of training"
+    "A feature in the API's documentation, which is Markdown: what it is, and the values of training"
     if feature["kind"] == "numeric":
         low, high = feature["low"], feature["high"]
         seen = "always missing in training" if low is None else f"trained on {low:g} to {high:g}"
@@ -79,7 +82,7 @@ def _description(feature):
         categories = feature["categories"]
         more = ", …" if len(categories) > SHOWN_CATEGORIES else ""
         seen = f"trained on: {', '.join(categories[:SHOWN_CATEGORIES])}{more}"
-    return f"{feature['about'] or feature['name']} ({seen})"
+    return markdown_text(f"{feature['about'] or feature['name']} ({seen})", elements=False)
 
 # %% ../../nbs/serve/01_request.ipynb #aaea00ee
 _TEXT = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
@@ -130,10 +133,19 @@ class Schema:
         # what the log calls them: a feature `score` is not the model's score
         self.record_names = [*map(own_name, [*self.names, *self.protected]), "subject"]
         self.position = {column: index for index, column in enumerate(self.columns)}
+        _check_spelling(self, card)
         self.row = _row_type(self.features, self.protected, self.example)
         self.rows = _rows_type(self.row, max_rows)
         self.one_decoder = msgspec.json.Decoder(self.row)
         self.many_decoder = msgspec.json.Decoder(self.rows)
+
+# %% ../../nbs/serve/01_request.ipynb #5ea16ebc
+def _check_spelling(schema, card):
+    "Refuse a model whose columns cannot be fields of a request"
+    odd = sorted(name for name in schema.columns if re.search(r'[\\"\x00-\x1f]', name))
+    if odd:
+        raise MlgovError(f"card {card.name}: columns {odd} hold a backslash, a quotation mark or a control character, "
+                         "which a field of a request cannot; rename them in the data and the card, then train again")
 
 # %% ../../nbs/serve/01_request.ipynb #5100c0ca
 def _rows_type(row_type, max_rows):

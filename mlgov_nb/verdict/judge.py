@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.groups import plain_subject
 from ..settings import Limit, MlgovError
 from ..stats.measures import Measure, indexed, measure, measures_of, number, words
 
@@ -46,14 +47,14 @@ WHOLE = ("all rows", "all columns", "features")   # subjects that a sentence nee
 
 def _sentence(measured:Measure, window:str, reason:str)->str:
     "What was measured, in which window, its value with interval and rows, and the reason of the verdict"
-    what = words(measured.name)
-    if measured.subject not in WHOLE: what += f", {measured.subject}"
+    what, subject = words(measured.name), plain_subject(measured.subject)
+    if measured.subject not in WHOLE: what += f", {subject}"
     if measured.value is None: return f"{what}, {window}: {reason} (n {measured.n:,})"
     interval = ""
     if measured.low is not None: interval = f"95% {number(measured.low)} to {number(measured.high)}, "
     value = number(measured.value)
     if measured.name == "drifted":
-        change = measured.note.removeprefix(f"{measured.subject}: ")
+        change = measured.note.removeprefix(f"{subject}: ")
         value = f"{'yes' if measured.value else 'no'}, {change}"
     if measured.name.endswith("_now"): reason = f"{measured.note}, {reason}"    # how it is known today
     return f"{what}, {window}: {value} ({interval}n {measured.n:,}) {reason}"
@@ -82,7 +83,7 @@ def _subject_matches(pattern, subject, parity):
     "Is a subject one that a limit is about?"
     if "@" in subject: return False
     if pattern == "parity": return subject in parity
-    return pattern in ("*", subject)
+    return pattern in ("*", subject, plain_subject(subject))
 
 # %% ../../nbs/verdict/00_judge.ipynb #2d34f751
 def _checks_of(limit, records, parity):
@@ -205,8 +206,8 @@ def _drift_context(records, top=3):
     measures = indexed(records[-1])
     columns, joint = _drifted_columns(measures)
     if not columns and not joint: return []
-    notes = [measures["drifted", subject].note or subject for subject in [*columns[:top], *joint]]
-    if columns[top:]: notes.insert(top, f"{', '.join(columns[top:])} drifted too")
+    notes = [measures["drifted", subject].note or plain_subject(subject) for subject in [*columns[:top], *joint]]
+    if columns[top:]: notes.insert(top, f"{', '.join(map(plain_subject, columns[top:]))} drifted too")
     return [f"in {records[-1]['window']['name']}, " + "; ".join(notes)]
 
 # %% ../../nbs/verdict/00_judge.ipynb #2914b6f5
