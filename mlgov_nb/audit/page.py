@@ -98,8 +98,10 @@ CARD_LINE = "What the model is for, its data, the candidates compared, measures 
 def _card_entry(folder):
     "What the index lists of a model card: the verdict on the release, as the card and its page state it"
     release = json.loads((folder/"model_card.json").read_text()).get("release")
-    if release is None: release = dict(verdict="unknown", line="The card does not say whether the model is released.")
-    return dict(title="Model card", verdict=release["verdict"], line=f"{release['line']} {CARD_LINE}", windows=[],
+    unstated = dict(verdict="unknown", reasons=["The card does not say whether the model is released"])
+    release = release or unstated
+    refusal = "" if release["verdict"] in ("pass", "warn") else f"{release['reasons'][0]}. "
+    return dict(title="Model card", verdict=release["verdict"], line=refusal + CARD_LINE, windows=[],
                 href=f"{folder.name}/model_card.html", links=[("as JSON", f"{folder.name}/model_card.json")])
 
 # %% ../../nbs/audit/03_page.ipynb #76de4309

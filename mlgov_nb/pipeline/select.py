@@ -106,6 +106,11 @@ def _refused(candidate):
         faults.append(f"{words(check['measure'])} of {check['subject']} {value}")
     return f"{candidate.name} ({words(candidate.by)} {number(candidate.rank)}; {', '.join(faults)})"
 
+# %% ../../nbs/pipeline/03_select.ipynb #3c6e6fdf
+def _refusal(candidates):
+    "The verdict where no candidate passed: cannot tell while one of them may be within the limits"
+    return "unknown" if any(candidate.level == "unknown" for candidate in candidates) else "fail"
+
 # %% ../../nbs/pipeline/03_select.ipynb #3c4cc457
 def choose(
     records:list[dict], # One per candidate, from `candidate_measures`
@@ -122,7 +127,7 @@ def choose(
     head, reasons = _headline(best, top), [_why_not(candidate, best) for candidate in others]
     refused = ", ".join(_refused(candidate) for candidate in others if candidate.broken)
     line = f"{head}. Refused: {refused}." if refused else f"{head}."
-    return dict(audit="select", model=top.record["model"], verdict=best.level if best else "fail", line=line,
+    return dict(audit="select", model=top.record["model"], verdict=best.level if best else _refusal(ranked), line=line,
                 reasons=[head, *reasons], context=reasons, checks=_all_checks(ranked))
 
 # %% ../../nbs/pipeline/03_select.ipynb #db5edaf1

@@ -269,18 +269,29 @@ _OF_DRIFT = ("js_distance", "psi", "ks", "wasserstein", "total_variation", "miss
 _OF_EXPLANATION = ("additivity_error", "attribution_ndcg", "importance_share_max", "mean_abs_shap",
                    "mean_abs_shap_change")
 
-KNOWN = frozenset([
-    *(f"{name}{kind}" for name in _QUALITY for kind in ("", "_estimate", "_expected")),
-    *(f"{name}{kind}" for name in _RATES for kind in ("", "_gap")),
-    *(f"{name}{kind}" for name in _BETWEEN for kind in ("_difference", "_ratio")),
-    *_OF_TODAY, *_OF_PERFORMANCE, *_OF_GROUPS, *_OF_DRIFT, *_OF_EXPLANATION])
+_OF_CANDIDATES = (*_QUALITY, *_RATES, *(f"{name}{kind}" for name in _BETWEEN for kind in ("_difference", "_ratio")),
+                  *_OF_GROUPS, "label_coverage")
+
+KNOWN = dict(           # where limits stand: what is measured there
+    pre_release=frozenset(_OF_CANDIDATES),
+    drift=frozenset(_OF_DRIFT),
+    fairness=frozenset([*_OF_CANDIDATES, *(f"{name}_gap" for name in _RATES)]),
+    explanation=frozenset(_OF_EXPLANATION),
+    performance=frozenset([*(f"{name}{kind}" for name in _QUALITY for kind in ("", "_estimate", "_expected")),
+                           *_OF_TODAY, *_OF_PERFORMANCE]),
+)
 
 # %% ../../nbs/stats/00_measures.ipynb #d8feb3a7
 def unknown_measure(
-    limit:Limit, # Of the policy
-)->str: # '' where something can measure it
-    "The fault of a limit on a measure that nothing measures"
-    return "" if limit.measure in KNOWN else f"no audit measures '{limit.measure}'{nearest(limit.measure, KNOWN)}"
+    audit:str, # Which audit, or 'pre_release'
+    limit:Limit, # Of its policy
+)->str: # '' where it can be measured
+    "The fault of a limit on a measure that an audit does not measure"
+    if limit.measure in KNOWN[audit]: return ""
+    own = nearest(limit.measure, KNOWN[audit])
+    others = [other for other, names in KNOWN.items() if limit.measure in names]
+    if others: return f"'{limit.measure}' is not measured here, but in {', '.join(others)}"
+    return f"no audit measures '{limit.measure}'{own}"
 
 # %% ../../nbs/stats/00_measures.ipynb #28958bfa
 def _in_digits(value, digits):

@@ -145,7 +145,7 @@ def check_limits(
     "`ConfigError` for a limit whose measure, window or subject does not exist"
     for limit in limits:
         subjects, windows = _known_subjects(limit.measure, records, card), _known_windows(records, card)
-        fault = unknown_measure(limit)
+        fault = unknown_measure(audit, limit)
         if not fault and limit.window not in windows: fault = _misnamed("window", limit.window, windows)
         named = limit.subject not in ("*", "parity")
         if not fault and named and subjects and limit.subject not in subjects:
