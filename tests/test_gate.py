@@ -134,7 +134,7 @@ def test_an_edited_verdict_is_not_believed(judged):
     (lambda verdict: verdict["model"].update(version="0123456789ab"), "is not what its measures give"),
     (lambda verdict: verdict.pop("evidence"), "does not say what it was judged by"),
     (lambda verdict: verdict["evidence"].update(code="0"), "states other code, data or settings than"),
-    (lambda verdict: verdict["harm"].update(verdict="harmless", sentence="No harm."), "is not what its measures give"),
+    (lambda verdict: verdict["harm"].update(sentence="No harm at all."), "what it says of harm is not what"),
     (lambda verdict: verdict.update(audit="drift"), "are foreign: they are of"),
 ])
 def test_other_edits_of_a_verdict_close_the_gate(judged, change, fault):
@@ -186,6 +186,29 @@ def test_another_model_closes_the_gate(judged):
     rewrite(judged.scope()/"drift.json", lambda records: [each["model"].update(version="0" * 12) for each in records])
     judge_stage(judged.root, load_params(judged.root/"params.yaml"), "drift")
     assert "drift.json is foreign: it is of model 000000000000" in judged.run("mlgov gate", 3).stdout
+
+
+@slow
+def test_candidates_that_are_not_those_that_were_compared_close_the_gate(judged):
+    (name,) = load_params(judged.root/"params.yaml").candidates
+    judged.edit("params.yaml", "candidates:\n", "candidates:\n  another:\n    estimator: linear\n")
+    assert "select.json is partial: it has no measures of the candidate another" in judged.run("mlgov gate", 3).stdout
+    judged.edit("params.yaml", f"  {name}:", "  renamed:")
+    assert f"select.json is foreign: params.yaml has no candidate {name}" in judged.run("mlgov gate", 3).stdout
+    judged.edit("params.yaml", "  renamed:", f"  {name}:")
+    shutil.rmtree(judged.root/"models"/name)
+    assert f"the candidate {name} is missing or broken" in judged.run("mlgov gate", 3).stdout
+
+
+@slow
+def test_where_this_machine_differs_its_own_evidence_counts(judged):
+    aside = judged.scope()/"this_machine"
+    aside.mkdir()
+    for file in judged.scope().glob("*.json"): shutil.copy(file, aside)
+    rewrite(judged.scope()/"drift.json", lambda records: [each["model"].update(version="0" * 12) for each in records])
+    assert "gate: open" in judged.run("mlgov gate").stdout
+    (aside/"drift.json").unlink()
+    assert "`make run` makes it again" in judged.run("mlgov gate", 3).stdout
 
 
 @slow

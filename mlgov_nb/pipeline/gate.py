@@ -100,13 +100,21 @@ def _row_faults(file, records, present):
     return faults + [f"{file.name} is partial: it has no measures of the window {name}" for name in missing]
 
 # %% ../../nbs/pipeline/07a_gate.ipynb #ee836318
+def _candidate_fault(file, name, version, present):
+    "Is a candidate still the model that was measured?"
+    try: now = load(present.root/"models"/name).version
+    except MlgovError as error: return [f"the candidate {name} is missing or broken: {error}"]
+    return [] if now == version else [f"{file.name} is stale: the candidate {name} was trained again since"]
+
 def _candidate_faults(file, records, present):
     "Is the selection of the candidates that are here, on the rows that are here?"
-    measured = {each["model"]["name"]: each for each in records}
+    measured = {each["model"]["name"]: each["model"]["version"] for each in records}
+    candidates = present.params.candidates
     faults = [f"{file.name} is partial: it has no measures of the candidate {name}"
-              for name in present.params.candidates if name not in measured]
-    faults += [f"{file.name} is foreign: params.yaml has no candidate {name}"
-               for name in measured if name not in present.params.candidates]
+              for name in candidates if name not in measured]
+    faults += [f"{file.name} is foreign: params.yaml has no candidate {name}" for name in measured if name not in candidates]
+    for name in measured:
+        if name in candidates: faults += _candidate_fault(file, name, measured[name], present)
     try: reference = present.rows["reference"]
     except (MlgovError, FileNotFoundError) as error: return [*faults, f"the data are missing or broken: {error}"]
     if any(each["window"]["sha256"] != reference for each in records):
@@ -135,9 +143,11 @@ def _content(verdict, but):
 
 def _judged_again_faults(file, verdict, again):
     "A verdict against the one that its measures give now"
-    but = {"evidence"} if "harm" in again else {"evidence", "harm"}
-    if _content(verdict, but) == _content(again, but): return []
-    return [f"{file.name} is not what its measures give: it was edited, or judged by other code"]
+    if _content(verdict, {"evidence", "harm"}) != _content(again, {"evidence", "harm"}):
+        return [f"{file.name} is not what its measures give: it was edited, or judged by other code"]
+    if "harm" in again and to_json(verdict.get("harm")) != to_json(again["harm"]):
+        return [f"{file.name} is stale: what it says of harm is not what measures and limits give now"]
+    return []
 
 # %% ../../nbs/pipeline/07a_gate.ipynb #6ab4b52c
 @dataclass(frozen=True)

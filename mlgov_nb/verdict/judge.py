@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'ORDER', 'NO_PARITY', 'NOT_REQUIRED', 'ABOUT_PEOPLE', 'check', 'run_checks', 'check_limits', 'worst',
-           'level_of', 'judge', 'read_report', 'read_verdicts', 'gate', 'release_verdict']
+           'level_of', 'judge', 'read_report', 'read_verdicts', 'release_verdict']
 
 # %% ../../nbs/verdict/00_judge.ipynb #8eea9ec3
 import json
@@ -323,13 +323,6 @@ def read_verdicts(
     files = sorted(Path(folder).glob("*.verdict.json"))
     if not files: raise MlgovError(f"{folder}: no verdicts here; run `dvc repro` (or `make run`) first")
     return [read_report(file, "verdict") for file in files]
-
-# %% ../../nbs/verdict/00_judge.ipynb #ce660589
-def gate(
-    verdicts:list[dict], # Verdict files
-)->bool: # May it go on?
-    "True when no verdict is fail, and none is unknown where the policy asks for an answer"
-    return bool(verdicts) and all(each["verdict"] in ("pass", "warn") for each in verdicts)
 
 # %% ../../nbs/verdict/00_judge.ipynb #292df9c7
 def _guard(name, verdicts):
