@@ -112,9 +112,9 @@ def _candidate_faults(file, records, present):
     candidates = present.params.candidates
     faults = [f"{file.name} is partial: it has no measures of the candidate {name}"
               for name in candidates if name not in measured]
-    faults += [f"{file.name} is foreign: params.yaml has no candidate {name}" for name in measured if name not in candidates]
-    for name in measured:
-        if name in candidates: faults += _candidate_fault(file, name, measured[name], present)
+    for name, version in measured.items():
+        if name in candidates: faults += _candidate_fault(file, name, version, present)
+        else: faults.append(f"{file.name} is foreign: params.yaml has no candidate {name}")
     try: reference = present.rows["reference"]
     except (MlgovError, FileNotFoundError) as error: return [*faults, f"the data are missing or broken: {error}"]
     if any(each["window"]["sha256"] != reference for each in records):
