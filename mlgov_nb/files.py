@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMULA', 'NUMBER', 'atomic_file', 'write_atomic', 'atomic_dir', 'sync_folder', 'write_all', 'write_durable',
-           'sha256', 'to_json', 'write_json', 'spreadsheet_text', 'from_spreadsheet']
+           'sha256', 'to_json', 'write_json', 'hash_of', 'source_files', 'spreadsheet_text', 'from_spreadsheet']
 
 # %% ../nbs/01_files.ipynb #b28c6271
 import hashlib
@@ -16,6 +16,7 @@ import shutil
 import stat
 import tempfile
 from contextlib import contextmanager, suppress
+from importlib.resources import files as resources
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,24 @@ def write_json(
 )->Path: # `file`
     "Canonical JSON, written whole or not at all"
     return write_atomic(file, to_json(obj, digits))
+
+# %% ../nbs/01_files.ipynb #92f76f62
+def hash_of(
+    obj, # Anything of dicts, lists, numbers, strings
+)->str: # Hex digest
+    "SHA-256 of the canonical JSON of a value, with all digits"
+    return hashlib.sha256(to_json(obj, None).encode()).hexdigest()
+
+# %% ../nbs/01_files.ipynb #502f1167
+def source_files(
+    names:list[str], # Modules and folders of the package, as `dvc.yaml` lists them
+)->list[Path]: # In a fixed order
+    "The modules that some names stand for"
+    package, found = Path(str(resources("mlgov_nb"))), []
+    for name in names:
+        if name.endswith(".py"): found.append(package/name)
+        else: found += sorted((package/name).glob("*.py"))
+    return found
 
 # %% ../nbs/01_files.ipynb #d7b18fc2
 FORMULA = r"'*[=+\-@\t\r\n＝＋－＠]"                                       # how it begins; apostrophes may precede it

@@ -40,7 +40,7 @@ TRAINED = ("gradient_boosting", "linear", "mlp", "mlp_fair")     # candidates of
 
 NEEDS_A_RUN = {"made", "clone", "spare", "service"}     # fixtures that run the pipeline first
 # Files whose fixture is costly: made once
-SHARE_A_FIXTURE = {"test_batch", "test_hostile_text", "test_own_data", "test_service_live"}
+SHARE_A_FIXTURE = {"test_batch", "test_gate", "test_hostile_text", "test_own_data", "test_service_live"}
 # The slow tests in the order in which they start, beside those of the clone; the README's wait for the clone to be made
 LONGEST = ["test_own_data", "test_service_failures", "test_service_live", "test_batch", "test_user_readme"]
 MAKE_VARIABLES = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}

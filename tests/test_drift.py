@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, Project, free_port
 
+from mlgov_nb.cli.console import EXIT_CODES
 from mlgov_nb.data.card import load_card
 from mlgov_nb.drift.columns import decide, drift_table
 from mlgov_nb.drift.distances import _finite, chi_square, decile_counts, js_distance, ks, psi, wasserstein
@@ -238,7 +239,7 @@ def test_windows_that_do_not_fit_are_refused(files, a, b, texts): files.refuses(
     ("ids.parquet", "ids.parquet", "k: cannot tell, more than 50,000 categories: an identifier or free text"),
 ])
 def test_what_cannot_be_told_is_unknown_with_the_reason(files, a, b, why):
-    result = files.run(f"mlgov drift {a} {b} --json", 1)
+    result = files.run(f"mlgov drift {a} {b} --json", EXIT_CODES["unknown"])
     answer = json.loads(result.stdout)
     assert answer["verdict"] == "unknown" and why in answer["line"] and "Traceback" not in result.stderr
 
@@ -279,7 +280,7 @@ def test_the_full_audit_of_odd_files_cannot_tell(files, a, b, options, texts):
         identifiers = [f"{i}-{j:08x}" for j in range(3000)]
         numbers = np.random.default_rng(i).normal(size=3000)
         pd.DataFrame(dict(k=identifiers, x=numbers)).to_csv(files.root/name, index=False)
-    answer = run_json(files, f"mlgov drift {a} {b} {options} --json", 1)
+    answer = run_json(files, f"mlgov drift {a} {b} {options} --json", EXIT_CODES["unknown"])
     assert answer["verdict"] == "unknown" and all(text in answer["line"] for text in texts), answer["line"]
 
 

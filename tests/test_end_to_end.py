@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import AUDITS, ROOT
 
+from mlgov_nb.cli.console import EXIT_CODES
 from mlgov_nb.kernels import processor_features
 
 
@@ -125,14 +126,25 @@ def test_the_committed_evidence_comes_again_and_a_change_is_found(clone):
     clone.run("git checkout -q -- reports")
 
 
-def test_gate_closes_on_a_failed_verdict(clone):
+def test_gate_closes_on_a_verdict_that_is_not_what_was_judged(clone):
     assert "gate: open" in clone.run("mlgov gate").stdout
     file = clone.scope()/"drift.verdict.json"
     verdict = read(file)
-    for level in ("fail", "unknown"):
+    for level in ("fail", "unknown", "pass"):
         file.write_text(json.dumps({**verdict, "verdict": level}))
-        assert f"closed (drift {level})" in clone.run("mlgov gate", 1).stdout
+        output = clone.run("mlgov gate", 3).stdout
+        assert "drift.verdict.json is not what its measures give" in output and "closed (drift unknown)" in output
     clone.run("git checkout -q -- reports")
+
+
+def test_a_tightened_policy_closes_the_gate_until_the_verdicts_are_made_again(clone):
+    clone.edit("policy.yaml", r"window: reference, min: 0\.75", "window: reference, min: 0.95")
+    assert "are not those that it was judged by; `dvc repro` makes it again" in clone.run("mlgov gate", 1).stdout
+    assert "The audit performance guards the release" in clone.run("dvc repro package").stdout
+    assert [file.name for file in (clone.root/"release/served").iterdir()] == ["REFUSED.json"]
+    assert "gate: closed (performance fail)" in clone.run("mlgov gate", 1).stdout
+    clone.run("git checkout -q -- policy.yaml && dvc repro")
+    assert "gate: open" in clone.run("mlgov gate").stdout
 
 
 def test_audit_of_a_csv_file(clone):
@@ -143,12 +155,12 @@ def test_audit_of_a_csv_file(clone):
     output = clone.run("mlgov audit drift --current live.csv --out reports/live; echo exit $?").stdout
     exit_code = output.split()[-1]
     drift = read(reports/"drift.verdict.json")["verdict"]
-    assert exit_code == ("1" if drift in ("fail", "unknown") else "0"), "the exit code of `mlgov drift`"
+    assert exit_code == str(EXIT_CODES[drift]), "the exit code of `mlgov drift`"
     measures = read(reports/"drift.json")[0]["measures"]
     values = {(measure["name"], measure["subject"]): measure["value"] for measure in measures}
     assert values["js_distance", "educcat"] > 0.99 and values["drifted", "educcat"] == 1.0
 
-    clone.run("mlgov audit performance --current live.csv --out reports/live")
+    clone.run("mlgov audit performance --current live.csv --out reports/live", EXIT_CODES["unknown"])
     performance = read(reports/"performance.verdict.json")
     assert performance["verdict"] == "unknown" and "cannot tell" in performance["line"], "no label is no pass"
     assert (reports/"performance.html").is_file()

@@ -1,5 +1,6 @@
 """The layout: notebooks make the package, imports point down, stages depend on the code that makes their result."""
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -289,11 +290,24 @@ def test_the_model_card_stage_depends_on_what_its_notebook_imports():
     assert needed_modules(imported) <= code_of(stages()["card"]["deps"])
 
 
-def test_lineage_hashes_the_code_that_the_train_stage_depends_on():
-    from mlgov_nb.pipeline.train import source_files
-    hashed = {p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in source_files()}
-    hashed = {name for name in hashed if not name.endswith("__init__")}
-    assert hashed == code_of(stages()["train"]["deps"])
+def hashed_modules(names):
+    "The modules that a list of sources stands for"
+    from mlgov_nb.files import source_files
+    found = {p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in source_files(names)}
+    return {name for name in found if not name.endswith("__init__")}
+
+
+@pytest.mark.parametrize("stage", ["train", "select"])
+def test_evidence_hashes_the_code_that_its_stage_depends_on(stage):
+    sources = importlib.import_module(f"mlgov_nb.pipeline.{stage}").SOURCES
+    assert hashed_modules(sources) == code_of(stages()[stage]["deps"])
+
+
+@pytest.mark.parametrize("audit", ["drift", "fairness", "explanation", "performance"])
+def test_measures_hash_the_code_that_their_audit_depends_on(audit):
+    "So DVC measures again exactly when the gate would call the measures stale"
+    from mlgov_nb.pipeline.audits import SOURCES
+    assert hashed_modules([*SOURCES, audit]) == code_of(stages()["audit"]["deps"], audit)
 
 
 def test_the_command_line_loads_no_numerical_library_before_the_kernels_are_fixed():

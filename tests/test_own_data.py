@@ -14,6 +14,7 @@ from mlgov_nb.pipeline.package import package_stage
 from mlgov_nb.pipeline.select import select_stage
 from mlgov_nb.pipeline.train import train_stage
 from mlgov_nb.settings import load_params
+from mlgov_nb.stats.measures import KNOWN
 
 pytestmark = pytest.mark.slow("runs the pipeline twice, on other data")
 
@@ -119,3 +120,7 @@ def test_regression_card(fresh):
     assert fair_gap < min(gaps.values())
     assert measured(fairness) == {"mean_prediction_difference", "mae_ratio"}
     assert measured(performance) == {"r2", "rmse_ratio_now"}
+    for name, limited_as in (("select", "pre_release"), ("fairness", "fairness"), ("performance", "performance")):
+        records = read(fresh.scope("gss_income")/f"{name}.json")
+        written = {measure["name"] for record in records for measure in record["measures"]}
+        assert written <= KNOWN[limited_as], f"{name}: {written - KNOWN[limited_as]}"

@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+from mlgov_nb.cli.console import EXIT_CODES
+
 
 def by_name(measures):
     "Measures by (name, subject)"
@@ -28,8 +30,9 @@ def audit(project, folder, *options, name="performance", rows="rows.csv"):
     "Audit a file; what was printed, the verdict, and the measures of its window"
     out = folder/"out"
     more = " ".join(map(str, options))
-    page = project.run(f"mlgov audit {name} --current {folder/rows} --out {out} {more}").stdout
+    page = project.run(f"mlgov audit {name} --current {folder/rows} --out {out} {more}; echo exit $?").stdout
     verdict = json.loads((out/f"{name}.verdict.json").read_text())
+    assert page.split()[-1] == str(EXIT_CODES[verdict["verdict"]]), "the command ends as its verdict says"
     records = json.loads((out/f"{name}.json").read_text())
     return page, verdict, by_name(records[-1]["measures"])
 

@@ -20,6 +20,7 @@ from ..model.artifact import Artifact
 from ..settings import Limit
 from ..stats.measures import measures_of, words
 from ..task import task_of
+from ..verdict.judge import read_report, release_verdict
 
 # %% ../../nbs/audit/04_card_content.ipynb #5bb1bc84
 def read_selection(
@@ -28,8 +29,7 @@ def read_selection(
     "The selection of a folder; nothing and None unless both files are there"
     files = folder/"select.json", folder/"select.verdict.json"
     if not all(file.is_file() for file in files): return [], None
-    records, verdict = (json.loads(file.read_text()) for file in files)
-    return records, verdict
+    return read_report(files[0], "measures"), read_report(files[1], "verdict")
 
 # %% ../../nbs/audit/04_card_content.ipynb #aff4b11a
 def read_audit_verdicts(
@@ -37,7 +37,7 @@ def read_audit_verdicts(
 )->list[dict]: # Verdict files
     "The verdicts of the audits, in the order of their names, without the selection's"
     files = sorted(folder.glob("*.verdict.json"))
-    return [json.loads(file.read_text()) for file in files if not file.name.startswith("select")]
+    return [read_report(file, "verdict") for file in files if not file.name.startswith("select")]
 
 # %% ../../nbs/audit/04_card_content.ipynb #328ea18d
 def candidate_frame(
@@ -220,6 +220,7 @@ def card_content(
     selection:dict|None, # The verdict file of the selection
     verdicts:list[dict], # Of the audits
     groups:pd.DataFrame, # From `group_frame`
+    requires:list[str], # The audits that guard the release
 )->dict: # What `model_card.json` holds
     "The model card as plain data"
     meta = artifact.meta
@@ -229,6 +230,7 @@ def card_content(
                 protected={name: one.model_dump() for name, one in card.protected.items()},
                 policy=[limit.model_dump() for limit in policy], candidates=records,
                 selection=selection["reasons"] if selection else [],
+                release=_release_content(selection, verdicts, requires),
                 measures_by_group=groups[["name", "subject", "value", "n", "low", "high"]].to_dict("records"),
                 verdicts={one["audit"]: dict(verdict=one["verdict"], line=one["line"]) for one in verdicts})
 
@@ -237,3 +239,10 @@ def _data_content(card, meta):
     "What the card states about the data"
     return dict(title=card.title, source=card.source, licence=card.licence, citation=card.citation,
                 limits=card.limits, trained_on=meta["trained_on"])
+
+# %% ../../nbs/audit/04_card_content.ipynb #1ed7a1a7
+def _release_content(selection, verdicts, requires):
+    "Whether the model may be released, and which audits guard that; None without a selection"
+    if not selection: return None
+    found = release_verdict(selection, verdicts, requires)
+    return dict(verdict=found["verdict"], line=found["line"], reasons=found["reasons"], requires=list(requires))

@@ -16,7 +16,8 @@ from urllib.parse import quote
 from .notebook import nbformat_module
 from ..files import write_atomic
 from ..html import load_template, page
-from ..verdict.judge import worst
+from ..settings import MlgovError
+from ..verdict.judge import read_report, worst
 
 # %% ../../nbs/audit/03_page.ipynb #8679cbdd
 def _take_title(nb):
@@ -29,7 +30,11 @@ def _take_title(nb):
 # %% ../../nbs/audit/03_page.ipynb #6225384f
 def _is_parameters(cell):
     "Does a cell hold parameters, the notebook's own or those it was run with?"
-    return bool({"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])))
+    return _has_tag(cell, ("parameters", "injected-parameters"))
+
+def _has_tag(cell, tags):
+    "Does a cell carry one of some tags?"
+    return bool(set(tags) & set(cell.metadata.get("tags", [])))
 
 # %% ../../nbs/audit/03_page.ipynb #9014b184
 def _reports_root(file):
@@ -44,12 +49,13 @@ def render(
     verdict:dict|None=None, # Its verdict file
     facts:list[tuple[str, str]]=(), # Small facts under the banner
     footer:str="", # Last line of the page
+    hidden:tuple[str, ...]=(), # Tags of cells that have nothing to show and are left out
 )->Path: # `out`
     "An executed notebook as one page that opens without a network, verdict first"
     nb = nbformat_module().read(notebook, as_version=4)
     from nbconvert import HTMLExporter
     title, question = _take_title(nb)
-    nb.cells = [cell for cell in nb.cells if not _is_parameters(cell)]
+    nb.cells = [cell for cell in nb.cells if not _is_parameters(cell) and not _has_tag(cell, hidden)]
     with as_file(resources("mlgov_nb")/"templates") as base:
         body, _ = HTMLExporter(template_name="report", extra_template_basedirs=[str(base)]).from_notebook_node(nb)
     home = os.path.relpath(_reports_root(out)/"index.html", Path(out).parent)
@@ -60,13 +66,17 @@ TITLES = dict(select="Selection of the champion", drift="Drift", fairness="Fairn
               performance="Performance")
 
 def _entry(folder, file):
-    "What the index lists of one verdict file"
-    verdict = json.loads(file.read_text())
-    name = verdict["audit"]
+    "What the index lists of one verdict file; of a broken one, its fault"
+    name = file.name.removesuffix(".verdict.json")
+    title, links = TITLES.get(name, name), _links(folder, file, name)
+    try: verdict = read_report(file, "verdict")
+    except MlgovError as error:
+        return dict(title=title, verdict="unknown", line=str(error).removeprefix(f"{file.parent}/"), href=None,
+                    windows=[], links=links, model=None, harm=None)
     html = {"select": "model_card.html"}.get(name, f"{name}.html")
     href = f"{quote(folder.name)}/{quote(html)}" if (folder/html).is_file() else None
-    return dict(title=TITLES.get(name, name), verdict=verdict["verdict"], line=verdict["line"], href=href,
-                windows=_window_verdicts(verdict), links=_links(folder, file, name), model=verdict["model"])
+    return dict(title=title, verdict=verdict["verdict"], line=verdict["line"], href=href, links=links,
+                windows=_window_verdicts(verdict), model=verdict["model"], harm=verdict.get("harm"))
 
 # %% ../../nbs/audit/03_page.ipynb #5bd94894
 def _window_verdicts(verdict):
@@ -87,21 +97,24 @@ def _links(folder, file, name):
 # %% ../../nbs/audit/03_page.ipynb #4320623b
 CARD_LINE = "What the model is for, its data, the candidates compared, measures by group, limits and verdicts."
 
-def _card_entry(folder, entries):
-    "What the index lists of a model card: the worst of the folder's verdicts"
-    level = worst([entry["verdict"] for entry in entries])
+def _card_entry(folder):
+    "What the index lists of a model card: the verdict on the release, as the card and its page state it"
+    release = json.loads((folder/"model_card.json").read_text()).get("release")
+    unstated = dict(verdict="unknown", reasons=["The card does not say whether the model is released"])
+    release = release or unstated
+    refusal = "" if release["verdict"] in ("pass", "warn") else f"{release['reasons'][0]}. "
     address = f"{quote(folder.name)}/model_card"
-    return dict(title="Model card", verdict=level, line=CARD_LINE, href=f"{address}.html", windows=[],
-                links=[("as JSON", f"{address}.json")])
+    return dict(title="Model card", verdict=release["verdict"], line=refusal + CARD_LINE, windows=[],
+                href=f"{address}.html", links=[("as JSON", f"{address}.json")])
 
 # %% ../../nbs/audit/03_page.ipynb #76de4309
 def _scope_entry(folder, files):
     "What the index lists of one folder: its model, whether drift hurts, its reports"
     entries = [_entry(folder, file) for file in files]
     model = next((entry["model"] for entry in entries if entry["model"]), None)
-    if (folder/"model_card.html").is_file(): entries.insert(0, _card_entry(folder, entries))
-    harms = (json.loads(file.read_text()).get("harm") for file in files)
-    harm = next((found for found in harms if found), None)
+    harm = next((entry["harm"] for entry in entries if entry["harm"]), None)
+    pages = folder/"model_card.html", folder/"model_card.json"
+    if all(file.is_file() for file in pages): entries.insert(0, _card_entry(folder))
     text = f"Model {model['name']}, version {model['version']}" if model else ""
     return dict(title=folder.name, harm=harm, model=text, reports=entries)
 

@@ -86,7 +86,7 @@ def profile( # noqa: PLR0913 - a command's options
     from mlgov_nb.profile.build import read_profile
     from mlgov_nb.profile.source import describe_columns
     bins = read_profile(like) if like else None
-    described = load_card(card_path(project_root(), card)) if card else None
+    described = load_card(card_path(project_root(), card, "--card")) if card else None
     how = described.reading if described else _how(missing, decimal, thousands, units, dates, separator, encoding)
     kinds, notes = (None, []) if like else describe_columns(files, described, how)
     for note in notes:
@@ -126,6 +126,7 @@ def _champion_weights(root, card):
 def _drift_context(name):
     "Root, card, settings, seed, limits and importances of the project, where there is one"
     from mlgov_nb.settings import AuditSettings
+    from mlgov_nb.verdict.judge import check_limits
     try:
         root = project_root()
     except MlgovError:
@@ -133,8 +134,9 @@ def _drift_context(name):
         return None, None, AuditSettings(), 0, [], {}
     params = load_params(root/"params.yaml")
     if not name: return root, None, params.audit, params.seed, [], {}
-    card = load_card(card_path(root, name))
+    card = load_card(card_path(root, name, "--card"))
     limits = params.limits[card.task].drift if card.task in params.limits else []
+    check_limits("drift", [], limits, card)
     return root, card, params.audit, params.seed, limits, _champion_weights(root, card)
 
 # %% ../../nbs/cli/02_audits.ipynb #fd9356c7
@@ -198,7 +200,7 @@ def drift( # noqa: PLR0913 - a command's options
     separator: Separator = None,
     encoding: Encoding = None,
 ):
-    "Has the data changed? A drift verdict of one file against another; exit code 1 if it fails or is unknown."
+    "Has the data changed? A drift verdict of one file against another; exit code 1 if it fails, 3 if nobody can tell."
     from mlgov_nb.pipeline.drift_check import drift_of
     root, features, settings, seed, limits, weights = _drift_context(card)
     model = None
@@ -231,8 +233,10 @@ def audit(
     labels: Annotated[Path | None, typer.Option(
         help="The file's labels, where they came later: id and target, observed_at where there is one.")] = None,
 ):
-    "Run one audit, on the pipeline's windows or on any file; for drift, exit code 1 if the file fails or is unknown."
+    "Run one audit, on the pipeline's windows or on any file; of a file, exit code 1 if it fails, 3 if nobody can tell."
+    from mlgov_nb.pipeline.scope import need_audit
     root, params = open_project()
+    need_audit(params, name)
     if current is None:
         if reference or model or out or labels:
             raise MlgovError("--reference, --model, --out and --labels go with --current FILE")
@@ -242,7 +246,6 @@ def audit(
 # %% ../../nbs/cli/02_audits.ipynb #89cc7221
 def _audit_file(root, params, name, current, reference, model, out, labels):
     "Audit a file; print its verdict and where the page is"
-    if name not in params.audits: raise MlgovError(f"no audit '{name}'; params.yaml has {', '.join(params.audits)}")
     from mlgov_nb.pipeline.adhoc import adhoc_audit
     verdict, page = adhoc_audit(root, params, name, current, reference, model, out, labels)
     harm = verdict.get("harm")
@@ -250,41 +253,52 @@ def _audit_file(root, params, name, current, reference, model, out, labels):
         print_line(harm["sentence"], COLOURS[harm["verdict"]])
     print_verdict(name, verdict)
     print_line(f"page: {page}")
-    if name == "drift": raise typer.Exit(EXIT_CODES[verdict["verdict"]])
+    raise typer.Exit(EXIT_CODES[verdict["verdict"]])
 
 # %% ../../nbs/cli/02_audits.ipynb #f917943d
-def _verdict_table(verdicts):
+def _gate_table(found):
     "All verdicts with their reasons, for the terminal"
     from rich.table import Table
     from rich.text import Text
     table = Table("audit", "verdict", "reasons", show_lines=True)
-    for verdict in verdicts:
-        word = verdict["verdict"]
-        level = Text(word.upper(), style=f"bold {COLOURS[word]}")
-        add_row(table, verdict["audit"], level, Text("\n").join(map(terminal_text, verdict["reasons"])))
+    for each in found:
+        level = Text(each.verdict.upper(), style=f"bold {COLOURS[each.verdict]}")
+        add_row(table, each.audit, level, Text("\n").join(map(terminal_text, [*each.faults, *each.reasons])))
     return table
 
+def _print_faults(found):
+    "What does not fit, and the command that mends it"
+    for each in found:
+        for fault in each.faults: print_line(f"{each.audit}: {fault}; `{each.mend}` makes it again", "magenta")
+
 # %% ../../nbs/cli/02_audits.ipynb #7c6f78ad
+def _print_not_asked(present, not_run):
+    "The audits that the gate did not ask for, and why"
+    if not not_run: return
+    why = f"not about people ({present.card.no_parity})" if present.of_pipeline else f"not run in {present.place}"
+    print_line(f"not asked for: {', '.join(not_run)}: {why}", "dim")
+
 @app.command(rich_help_panel=AUDIT)
 def gate(
-    scope: Annotated[str | None, typer.Option(help="A folder of reports; default: that of the chosen card.")] = None,
+    scope: Annotated[str | None, typer.Option(
+        help="A folder of reports, such as reports/now; default: that of the chosen card.")] = None,
 ):
-    "Print every verdict with its reasons; exit code 1 if one fails, or is unknown where the policy asks for an answer."
-    from mlgov_nb.verdict.judge import gate as is_open
-    from mlgov_nb.verdict.judge import read_verdicts
+    "Hold every verdict against what is here now; exit code 1 if one fails, 3 if nobody can tell."
+    from mlgov_nb.pipeline.gate import gate_report, open_present, reports_folder
+    from mlgov_nb.verdict.judge import worst
     root, params = open_project()
-    verdicts = read_verdicts(root/"reports"/(scope or params.data.card))
-    print_table(_verdict_table(verdicts), 140)
-    for verdict in verdicts:
-        harm = verdict.get("harm") if verdict["audit"] == "performance" else None
-        if harm:
-            print_line(harm["sentence"], COLOURS[harm["verdict"]])
-    if is_open(verdicts):
-        print_line("gate: open", "green")
-        raise typer.Exit(0)
-    closed = [f"{verdict['audit']} {verdict['verdict']}" for verdict in verdicts if EXIT_CODES[verdict["verdict"]]]
-    print_line(f"gate: closed ({', '.join(closed)})", "red")
-    raise typer.Exit(1)
+    present = open_present(root, params, reports_folder(root, scope) if scope else None)
+    found, not_run = gate_report(present)
+    print_table(_gate_table(found), 140)
+    for each in found:
+        if each.audit == "performance" and each.harm:
+            print_line(each.harm["sentence"], COLOURS[each.harm["verdict"]])
+    _print_faults(found)
+    _print_not_asked(present, not_run)
+    closed = [f"{each.audit} {each.verdict}" for each in found if EXIT_CODES[each.verdict]]
+    level = worst([each.verdict for each in found])
+    print_line(f"gate: closed ({', '.join(closed)})" if closed else "gate: open", COLOURS[level] if closed else "green")
+    raise typer.Exit(EXIT_CODES[level])
 
 # %% ../../nbs/cli/02_audits.ipynb #907e6e9e
 @app.command(rich_help_panel=AUDIT)

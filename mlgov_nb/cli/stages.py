@@ -96,7 +96,8 @@ def package(
     root, params = open_project()
     version = package_stage(root, params)
     if version is None:
-        return print_line("no candidate is within the pre-release limits: nothing is packaged", "red")
+        refusal = json.loads((root/"release"/"served"/"REFUSED.json").read_text())
+        return print_line(f"nothing is packaged: {'; '.join(refusal['reasons'])}", "red")
     from mlgov_nb.serve.scoring import Scorer, load_release
     Scorer(load_release(root/"release"/"served", {}))
     built = f"; Bento {build_bento(root, version)}" if bento else ""

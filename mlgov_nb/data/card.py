@@ -234,6 +234,9 @@ def _check_names(card, reserved):
 def _check_protected(card, reserved):
     "Protected attributes are no inputs unless the card allows it, and have names of their own"
     protected, features = card.protected, card.features
+    if card.no_parity and card.parity:
+        raise ValueError(f"no_parity says why no parity is asked, but it is asked for {', '.join(card.parity)} "
+                         "(`parity: true`): take out one of the two")
     if clash := sorted(name for name, attribute in protected.items() if attribute.bands and name == attribute.column):
         raise ValueError(f"protected attributes {clash} have bands and the name of their column; "
                          f"name them differently, such as {clash[0]}_band")
@@ -300,6 +303,7 @@ class Card(Strict):
     numeric: list[str] = []
     categorical: list[str] = []
     protected: dict[str, Protected] = {}
+    no_parity: str = ""               # why no parity is asked, such as "the rows are flights, not people"
     columns: dict[str, str] = {}      # column: what it means
     phrases: dict[str, Phrase] = {}   # feature: the words of a reason
     actionable: dict[str, Actionable] = {}   # feature: how a person can change it
@@ -346,10 +350,11 @@ def load_card(
 def card_path(
     root:Path, # The project's top folder
     name:str, # A card's name
+    where:str="params.yaml: data.card", # Where the name stands, for an error
 )->Path: # Its file
     "The file of the card called `name`; `ConfigError` lists the cards there are"
     file = Path(root)/"data"/"raw"/f"{name}.yaml"
     if file.is_file(): return file
     cards = ", ".join(sorted(other.stem for other in file.parent.glob("*.yaml"))) or "none"
-    raise ConfigError(f"params.yaml: data.card: no dataset card '{name}' (looked for data/raw/{name}.yaml); "
+    raise ConfigError(f"{where}: no dataset card '{name}' (looked for data/raw/{name}.yaml); "
                       f"cards here: {cards}; draft one with `mlgov card new FILE --target COL`")

@@ -10,7 +10,7 @@ import lazy_loader
 
 # %% ../../nbs/pipeline/index.ipynb #fe87469a
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "scope": ["pipeline_card", "policy_limits", "window_files"],
+    "scope": ["need_audit", "pipeline_card", "policy_limits", "window_files"],
     "data": ["ingest", "split_stage"],
     "train": ["lineage", "train_stage"],
     "select": ["choose", "select_stage"],
@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "judge": ["harm_stage", "judge_stage"],
     "adhoc": ["adhoc_audit"],
     "model_card": ["card_stage"],
+    "gate": ["examine", "Found", "gate_report", "open_present", "Present", "reports_folder"],
     "package": ["bento", "package_stage"],
     "drift_check": ["Answer", "drift_of"],
     "label_requests": ["answer", "ask", "Question", "question"],

@@ -16,7 +16,7 @@ from .audits import audit_params, run_audit
 from .scope import pipeline_card, scope, write_plot
 from ..settings import Params
 from ..stats.measures import Measure, measure_value, measures_of
-from ..verdict.judge import read_verdicts
+from ..verdict.judge import read_report, read_verdicts
 
 # %% ../../nbs/pipeline/07_model_card.ipynb #7149f3df
 AUDITED = ("performance", "fairness", "drift")
@@ -70,8 +70,8 @@ def card_stage(
     "Stage: write the champion's model card, and the headline figures that `dvc metrics` shows"
     out, given = scope(root, params), audit_params(root, params)
     run_audit(root, params, "model_card", {name: given[name] for name in ("root", "card", "model", "out")})
-    verdict = json.loads((out/"select.verdict.json").read_text())
     made = json.loads((out/"model_card.json").read_text())
+    verdict = read_report(out/"select.verdict.json", "verdict") | made["release"]
     facts = [("Model", f"{made['model']['name']} {made['model']['version']}"), ("Data", made["data"]["title"])]
     footer = "Re-compute: dvc repro · this card as JSON: model_card.json"
     page = render(out/"model_card.ipynb", out/"model_card.html", verdict, facts, footer)

@@ -10,7 +10,11 @@ import lazy_loader
 
 # %% ../../nbs/verdict/index.ipynb #2b505202
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "judge": ["check", "gate", "read_verdicts", "run_checks", "worst"],
+    "judge": [
+        "ABOUT_PEOPLE", "check", "check_limits", "level_of", "read_report", "read_verdicts", "release_verdict",
+        "run_checks", "worst",
+    ],
+    "evidence": ["evidence_of", "policy_of"],
     "harm": ["level"],
-    "reproduce": ["ASIDE", "compare", "compare_measures", "Comparison", "tolerance"],
+    "reproduce": ["ASIDE", "compare", "compare_measures", "Comparison", "made_here", "tolerance"],
 })
