@@ -95,7 +95,7 @@ def test_outside_a_project(project):
 
 
 @pytest.mark.parametrize("content, texts", [
-    ("", ["cannot be read"]),
+    ("", ["is empty; expected Parquet, or CSV"]),
     ("a,b\n1,2\n", ["missing columns", "the file has: a, b"]),
 ])
 def test_audit_of_a_bad_file(project, content, texts):

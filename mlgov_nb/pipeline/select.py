@@ -196,7 +196,8 @@ def _measured(candidates, ref, card, params, of_data):
     window, records = asdict(describe(ref, card, "reference")), []
     for name, artifact in candidates.items():
         model = dict(name=name, version=artifact.version)
-        records.append(record("select", model, None, window, [*candidate_measures(artifact, ref, card, params), *of_data]))
+        measured = [*candidate_measures(artifact, ref, card, params), *of_data]
+        records.append(record("select", model, None, window, measured))
     return records
 
 # %% ../../nbs/pipeline/03_select.ipynb #a16b6d38
