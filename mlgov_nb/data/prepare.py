@@ -214,6 +214,16 @@ def _typed_columns(df, card, where):
     for name, attribute in card.protected.items(): columns[name] = groups(df, name, attribute, reading)
     return columns, unreadable
 
+# %% ../../nbs/data/05_prepare.ipynb #f543d6ae
+def _settled(rows, card):
+    "Accepted rows in which ids and times that are whole numbers are of one type"
+    whole = {}
+    for name in {card.id, card.time} - {None}:
+        values = rows[name]
+        if not holds_numbers(values) or values.dtype == "uint64" or values.isna().any(): continue
+        if pd.api.types.is_integer_dtype(values) or (values % 1 == 0).all(): whole[name] = values.astype("int64")
+    return with_columns(rows, whole)
+
 # %% ../../nbs/data/05_prepare.ipynb #936cad00
 def prepare(
     df:pd.DataFrame, # Raw rows
@@ -231,7 +241,8 @@ def prepare(
         if name in df and name not in columns: columns[name] = parse_numbers(df[name], name, where, card.reading)[0]
     rows = pd.DataFrame(columns)
     reasons = _refusals(rows, unreadable, card)
-    return rows.drop(index=reasons.index).reset_index(drop=True), df.loc[reasons.index].assign(reason=reasons)
+    accepted = rows.drop(index=reasons.index).reset_index(drop=True)
+    return _settled(accepted, card), df.loc[reasons.index].assign(reason=reasons)
 
 # %% ../../nbs/data/05_prepare.ipynb #7c0305e2
 @dataclass(frozen=True)

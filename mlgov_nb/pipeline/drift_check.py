@@ -83,7 +83,8 @@ def _need_rows(files, match, full):
     "`DataError` where an option needs rows and a file is a profile"
     if not (match or full): return
     for file in files:
-        if _is_profile(file): raise DataError(f"{file}: {'--match' if match else '--full'} needs rows, and this is a profile")
+        if not _is_profile(file): continue
+        raise DataError(f"{file}: {'--match' if match else '--full'} needs rows, and this is a profile")
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #307974f4
 def _of_kinds(file, kinds, how):
@@ -98,8 +99,8 @@ def _matched(rows, kinds, time, season):
     "The reference's rows of the same month, quarter or weekday, and the current ones"
     time = time or next((name for name, kind in kinds.items() if kind == "time"), None)
     if time is None:
-        raise DataError("--match needs a column of dates, and no column holds dates in ISO 8601; name it by --time, and "
-                        "say by --dates how dates are written")
+        raise DataError("--match needs a column of dates, and no column holds dates in ISO 8601; "
+                        "name it by --time, and say by --dates how dates are written")
     return [same_season(rows[0], rows[1], time, season), rows[1]]
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #b087d29c

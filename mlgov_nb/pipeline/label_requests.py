@@ -121,8 +121,8 @@ def _check_weights(drawn, row_count, sample):
     if len(uneven): raise DataError(f"{sample}: the weights of stratum {uneven[0]} differ; {expected}")
     total = drawn.weight.sum()
     if abs(total - row_count) > 1e-6 * row_count + 1e-3:
-        raise DataError(f"{sample}: the weights add up to {total:,.10g}, and {row_count:,} rows have no label: lines are "
-                        f"missing, or weights were changed; {expected}")
+        raise DataError(f"{sample}: the weights add up to {total:,.10g}, and {row_count:,} rows have no label: "
+                        f"lines are missing, or weights were changed; {expected}")
 
 # %% ../../nbs/pipeline/10_label_requests.ipynb #a5d64478
 def _filled_in(card, sample, rows):
