@@ -188,7 +188,8 @@ def drift( # noqa: PLR0913 - a command's options
     match: Annotated[str | None, typer.Option(
         help="Compare with the reference's rows of the same month, quarter or weekday.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A warning is a failure too: exit code 1.")] = False,
-    ignore: Annotated[list[str] | None, typer.Option(rich_help_panel=HOW, help="A column to leave out (repeat).")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(rich_help_panel=HOW,
+        help="A column to leave out (repeat).")] = None,
     text: Annotated[list[str] | None, typer.Option(rich_help_panel=HOW,
         help="A column of numbers that are codes (repeat).")] = None,
     time: Annotated[str | None, typer.Option(rich_help_panel=HOW, help="The column of dates, for --match.")] = None,

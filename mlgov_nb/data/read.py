@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from .card import Reading
 from .table import open_tables
-from .values import DataError, holds_text, need_columns, number_spelling, numbers
+from .values import DataError, holds_text, need_columns, number_spelling, numbers, to_arrow
 from ..files import write_atomic
 
 # %% ../../nbs/data/03_read.ipynb #034dc454
@@ -50,6 +50,7 @@ def _same_types(tables):
 def _as_series(column):
     "A column as a Series: whole numbers with gaps stay whole, decimals are numbers"
     kinds = pyarrow.types
+    if isinstance(column.type, pyarrow.BaseExtensionType): column = pyarrow.chunked_array([to_arrow(column)])
     if kinds.is_dictionary(column.type) and not holds_text(column.type): column = column.cast(column.type.value_type)
     if kinds.is_decimal(column.type): column = column.cast(pyarrow.string()).cast(pyarrow.float64())    # exact
     if kinds.is_integer(column.type) and column.null_count:
@@ -93,7 +94,7 @@ def typed(
     "A column as it would be in Parquet: text in which every cell is a number becomes numbers"
     if s.dtype != "str" and s.dtype != object: return s
     spelling = number_spelling(s, reading, str(s.name))
-    if not spelling.present or spelling.bad or spelling.codes: return s
+    if spelling.bad or spelling.codes: return s
     found = pd.Series(numbers(s, reading, str(s.name))[0], index=s.index, name=s.name)
     whole = found.notna().all() and (found.abs() < 2**53).all() and (found % 1 == 0).all()
     return found.astype("int64") if whole else found

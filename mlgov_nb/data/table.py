@@ -131,9 +131,10 @@ class _UntilFault:
     "A file that ends where it can no longer be read; `fault` holds the error"
     closed = False
 
-    def __init__(self, source):
+    def __init__(self, source, last=b""):
         self.source = source
         self.fault = None
+        self.last = last          # what stands behind the last byte: Arrow expects the end of a line
 
     def readable(self): return True
 
@@ -142,11 +143,23 @@ class _UntilFault:
     def read(self, size):
         "The next bytes; none at the end and from a fault on"
         if self.fault: return b""
+        pieces, wanted = [], size
+        while wanted > 0:
+            piece = self._next(wanted)
+            if not piece: break
+            pieces.append(piece)
+            wanted -= len(piece)
+        return b"".join(pieces)
+
+    def _next(self, size):
+        "Some of the next bytes; the end of a line behind the last"
         try:
-            return self.source.read(size)
+            piece = self.source.read(size)
         except UNREADABLE as error:
             self.fault = error
-        return b""
+            return b""
+        if not piece: piece, self.last = self.last, b""
+        return piece
 
 # %% ../../nbs/data/02_table.ipynb #4c704b93
 def _wide_encoding(head):
@@ -174,9 +187,11 @@ class _Letters:
         self.valid = 0                    # letters that are UTF-8
         self.broken = 0                   # bytes that are not
         self.controls: set[int] = set()   # bytes that are letters on Windows only
+        self.quotes = 0                   # quotation marks
 
     def add(self, block):
         "Look at a block"
+        self.quotes += block.count(b'"')
         if block.isascii(): return
         text = block.decode("utf-8", "replace")
         broken = text.count("\ufffd")
@@ -186,19 +201,20 @@ class _Letters:
 
 # %% ../../nbs/data/02_table.ipynb #f96706ff
 def _encoding_of(source):
-    "The encoding of a text: UTF-8, UTF-16, or the encoding of one byte a letter that fits"
+    "The encoding of a text (UTF-8, UTF-16, or one of one byte a letter), and whether its quotation marks are odd"
     letters = _Letters()
     with _opened(source) as stream:
         readable = _UntilFault(stream)
         block = readable.read(1 << 16)
         wide = _wide_encoding(block)
-        if wide: return wide
+        if wide: return wide, False
         while block:
             letters.add(block)
             block = readable.read(1 << 22)         # a fault is told when the rows before it are read
-    if letters.broken <= letters.valid / 10: return "utf-8"       # a few broken bytes are damage, not another encoding
+    if letters.broken <= letters.valid / 10: return "utf-8", bool(letters.quotes % 2)    # a few broken bytes are damage, not another encoding
     undefined = {0x81, 0x8d, 0x8f, 0x90, 0x9d}
-    return "windows-1252" if letters.controls and not letters.controls & undefined else "latin-1"
+    windows = letters.controls and not letters.controls & undefined
+    return "windows-1252" if windows else "latin-1", bool(letters.quotes % 2)
 
 # %% ../../nbs/data/02_table.ipynb #03baa910
 @dataclass
@@ -209,6 +225,7 @@ class _Form:
     names: list[str]             # as the file has them, but for spaces around them
     skip: int                    # lines before the names
     left_out: list[int]          # columns that are row numbers: their places
+    open_quote: bool = False     # is the number of its quotation marks odd?
 
 # %% ../../nbs/data/02_table.ipynb #17c7f427
 MARKS = ",;\t|"
@@ -260,7 +277,8 @@ def _check_widths(records, where):
     others = {len(row) for row in body}
     if not body or len(others) > 1 or width in others: return
     found = others.pop()
-    if found == width + 1 and all(not row[-1].strip() for row in body):
+    if width == 1: hint = "the first line may be a title or a comment; take it out"
+    elif found == width + 1 and all(not row[-1].strip() for row in body):
         hint = "each row ends with a separator that the line of names lacks; add one there, or take it out of the rows"
     elif found == width + 1: hint = "the first column may have no name, as R writes row names; name it"
     else: hint = "name every column"
@@ -269,11 +287,15 @@ def _check_widths(records, where):
 # %% ../../nbs/data/02_table.ipynb #9713abd7
 def _form_of(source, where, reading, wanted):
     "How a CSV file is written, as far as the reading does not state it"
-    encoding = reading.encoding or _encoding_of(source)
+    found, open_quote = _encoding_of(source)
+    encoding = reading.encoding or found
     head = _head(source)
     text = codecs.getincrementaldecoder(encoding)(errors="replace").decode(head).removeprefix("\ufeff")
     stated = re.match(r"sep=(.)\r?\n", text)                # the first line of some exports of Excel
     if stated: text = text[stated.end():]
+    blank = re.match(r"(\s*?(\r\n|\n|\r))*", text)
+    text = text[blank.end():]
+    skip = (1 if stated else 0) + len(re.findall(r"\r\n|\n|\r", blank[0]))
     first_line = text.split("\n", 1)[0]
     given = reading.separator if reading.separator and reading.separator in first_line else None
     separator = given or (stated[1] if stated else _separator_of(text, wanted))
@@ -281,7 +303,7 @@ def _form_of(source, where, reading, wanted):
     if not records: raise DataError(f"{where}: is empty; expected Parquet, or CSV with a line of column names")
     if len(head) < HEAD or len(records) > 200: _check_widths(records, where)
     names = [name.strip() for name in records[0]]
-    return _Form(encoding, separator, names, 1 if stated else 0, _numbered(records))
+    return _Form(encoding, separator, names, skip, _numbered(records), open_quote)
 
 # %% ../../nbs/data/02_table.ipynb #04ac4cee
 WORDS_OF_MARKS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -303,6 +325,8 @@ def _open_csv(source, where, reading, wanted):
     distinct = list(dict.fromkeys(kept))
     check_names(distinct, where)
     notes = _form_notes(form)
+    numeric = [name for name in distinct if re.fullmatch(r"-?\d+(\.\d+)?", name)]
+    if len(numeric) > len(distinct) / 2: notes.append(f"the line of names holds numbers ({numeric[0]}): is it data?")
     repeated = [name for name in distinct if kept.count(name) > 1]
     if repeated: notes.append(f"{', '.join(repeated)}: there more than once, with the same values; read once")
     return Table(where, dict.fromkeys(distinct, pyarrow.string()), source, is_text=True, form=form, notes=notes)
@@ -398,6 +422,18 @@ def _csv_options(table, places, types, on_bad_row, block):
                                             strings_can_be_null=True, quoted_strings_can_be_null=True)
     return reading, parsing, converting
 
+# %% ../../nbs/data/02_table.ipynb #c8dd6f55
+def _line_end(form):
+    "The end of a line in the encoding of a file"
+    return "\n".encode(form.encoding)[-2:] if form.encoding.startswith("utf-16") else b"\n"
+
+# %% ../../nbs/data/02_table.ipynb #f334af1a
+def _ends_within_quotes(batch):
+    "Does the last cell that was read hold the end of the file?"
+    if batch is None or not len(batch): return False
+    cells = (column[-1].as_py() for column in batch.columns)
+    return any(isinstance(cell, str) and "\n" in cell for cell in cells)
+
 # %% ../../nbs/data/02_table.ipynb #2f9c5a51
 def _csv_batches(table, columns, types, block):
     "Batches of the columns of a CSV file"
@@ -412,13 +448,16 @@ def _csv_batches(table, columns, types, block):
         return "skip"
 
     with _opened(table.source) as stream:
-        options, readable = _csv_options(table, chosen, as_types, set_aside, block), _UntilFault(stream)
+        options, readable = _csv_options(table, chosen, as_types, set_aside, block), _UntilFault(stream, _line_end(form))
         try:
+            batch = None
             for batch in pyarrow_csv.open_csv(pyarrow.PythonFile(readable, "r"), *options):
                 by_place = dict(zip(chosen, batch.columns, strict=True))
                 for name in columns: _check_same(table.where, name, [by_place[place] for place in places[name]])
                 yield pyarrow.RecordBatch.from_arrays([by_place[places[name][0]] for name in columns], columns)
             if readable.fault: raise readable.fault
+            if form.open_quote and _ends_within_quotes(batch):
+                raise DataError(f"{table.where}: a quotation mark is never closed; what stands behind it is one cell")
         except UNREADABLE as error:
             raise DataError(f"{table.where}: {_csv_fault(readable.fault or error, form, block)}") from None
 
@@ -426,7 +465,9 @@ def _csv_batches(table, columns, types, block):
 def _check_same(where, name, arrays):
     "`DataError` where columns of one name hold different values"
     if all(array.equals(arrays[0]) for array in arrays[1:]): return
-    raise DataError(f"{where}: the column name '{name}' occurs twice, with different values; rename one of the columns")
+    hint = " (is the line of names data?)" if re.fullmatch(r"-?\d+(\.\d+)?", name) else ""
+    raise DataError(f"{where}: the column name '{name}' occurs twice, with different values{hint}; "
+                    "rename one of the columns")
 
 # %% ../../nbs/data/02_table.ipynb #13446681
 def _parquet_batches(table, columns, types, rows):

@@ -65,17 +65,24 @@ def with_columns(
     for name, values in columns.items(): out[name] = values
     return out
 
+# %% ../../nbs/data/01_values.ipynb #255a16bb
+def _without_extension(array):
+    "An array of a type of another library, such as periods of pandas, as text; any other as it is"
+    if not isinstance(array.type, pyarrow.BaseExtensionType): return array
+    values = array.to_pandas()
+    return pyarrow.array([None if pd.isna(value) else str(value) for value in values], pyarrow.string())
+
 # %% ../../nbs/data/01_values.ipynb #ca59f0bd
 def to_arrow(
     values, # A Series, an Arrow array or a list
 )->pyarrow.Array: # One piece
     "Values as an Arrow array; as text, where Arrow has no type for the mixture that they are"
-    if isinstance(values, pyarrow.ChunkedArray): return values.combine_chunks()
-    if isinstance(values, pyarrow.Array): return values
+    if isinstance(values, pyarrow.ChunkedArray): return _without_extension(values.combine_chunks())
+    if isinstance(values, pyarrow.Array): return _without_extension(values)
     if isinstance(getattr(values, "dtype", None), pd.SparseDtype): values = values.sparse.to_dense()
     try:
         array = pyarrow.array(values, from_pandas=True)
-        return array.combine_chunks() if isinstance(array, pyarrow.ChunkedArray) else array
+        return _without_extension(array.combine_chunks() if isinstance(array, pyarrow.ChunkedArray) else array)
     except (pyarrow.ArrowException, TypeError, OverflowError): pass
     text = [None if value is None or value is pd.NA or value != value else str(value) for value in values]
     return pyarrow.array(text, pyarrow.string())

@@ -150,7 +150,8 @@ def _why_no_categories(a, b):
     at, _ = joiner(a, b)
     tested = sum(cells(at, a, b))[:-1]
     if np.count_nonzero(tested) >= 2: return ""
-    if max(a.counts[:-2]) <= a.n // 20: return "hardly any value occurs twice: an identifier or free text"
+    commonest = max(a.counts[:-2], default=0)
+    if a.present and commonest <= a.n // 20: return "hardly any value occurs twice: an identifier or free text"
     return f"too few rows for its categories ({a.n:,} and {b.n:,})"
 
 # %% ../../nbs/drift/02_columns.ipynb #ac14a9af
@@ -172,7 +173,7 @@ def identifiers(
     for name, column in ref.items():
         if column.kind == "uncounted": found[name] = column.why
         elif _numbers_rows(column): found[name] = "it numbers the rows"
-        elif column.kind == "categorical" and max(column.counts[:-2], default=0) <= column.n // 20:
+        elif column.kind == "categorical" and 0 < max(column.counts[:-2], default=0) <= column.n // 20:
             reason = _why_no_categories(column, cur[name])
             if reason.startswith("hardly"): found[name] = reason
     return found
