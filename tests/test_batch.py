@@ -151,6 +151,7 @@ def broken_text(rows, line):
 
 
 def broken_letters(_tmp_path, rows):
+    rows = rows.assign(subject=rows.subject.str.replace("person", "pérson"))       # so it is UTF-8, with one fault
     data = broken_text(rows, lambda line: line + b"\xff")
     return "rows.csv", data, 70_000, "row 70,001: `subject` is not UTF-8 text"
 

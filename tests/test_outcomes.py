@@ -109,5 +109,5 @@ def sheet(**columns):
     pd.concat([sheet(), sheet().head(1)])])
 def test_weights_that_were_not_handed_out_are_refused(changed):
     label_requests._check_weights(sheet(), 70, "sheet.csv")
-    with pytest.raises(DataError, match=r"sheet.csv: .*expected the lines and weights as `mlgov label next` wrote them"):
+    with pytest.raises(DataError, match=r"sheet.csv: .*the lines and weights as `mlgov label next` wrote them"):
         label_requests._check_weights(changed, 70, "sheet.csv")

@@ -443,12 +443,16 @@ def _csv_batches(table, columns, types, block):
     chosen = [place for name in columns for place in places[name]]
     as_types = [types.get(name, pyarrow.string()) for name in columns for _ in places[name]]
 
-    def set_aside(row):
-        table.aside.append((row.number, f"{row.actual_columns} cells; expected {row.expected_columns}"))
-        return "skip"
-
     with _opened(table.source) as stream:
-        options, readable = _csv_options(table, chosen, as_types, set_aside, block), _UntilFault(stream, _line_end(form))
+        readable = _UntilFault(stream, _line_end(form))
+
+        def set_aside(row):
+            "Note a row with a wrong number of cells; where the file broke off, that is the reason"
+            if readable.fault is None:
+                table.aside.append((row.number, f"{row.actual_columns} cells; expected {row.expected_columns}"))
+            return "skip"
+
+        options = _csv_options(table, chosen, as_types, set_aside, block)
         try:
             batch = None
             for batch in pyarrow_csv.open_csv(pyarrow.PythonFile(readable, "r"), *options):
