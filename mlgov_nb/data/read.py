@@ -94,7 +94,7 @@ def typed(
     "A column as it would be in Parquet: text in which every cell is a number becomes numbers"
     if s.dtype != "str" and s.dtype != object: return s
     spelling = number_spelling(s, reading, str(s.name))
-    if spelling.bad or spelling.codes: return s
+    if not spelling.present or spelling.bad or spelling.codes: return s
     found = pd.Series(numbers(s, reading, str(s.name))[0], index=s.index, name=s.name)
     whole = found.notna().all() and (found.abs() < 2**53).all() and (found % 1 == 0).all()
     return found.astype("int64") if whole else found
