@@ -127,7 +127,7 @@ def _check_weights(drawn, row_count, sample):
 # %% ../../nbs/pipeline/10_label_requests.ipynb #a5d64478
 def _filled_in(card, sample, rows):
     "Identifier, stratum, weight and label of the drawn rows; `DataError` for a file that does not fit"
-    found, target = read_raw(sample).frame.map(from_spreadsheet), card.target.name
+    found, target = read_raw(sample).frame.map(from_spreadsheet, na_action="ignore"), card.target.name
     missing = [name for name in (card.id, "stratum", "weight", target) if name not in found]
     if missing:
         expected = f"expected the file that `mlgov label next` wrote, with {target} filled in"
