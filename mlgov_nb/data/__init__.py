@@ -18,5 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "groups": ["band", "cross", "group_name"],
     "split": ["content_hash", "describe", "same_season", "Window"],
     "labels": ["join_labels", "LabelReport", "read_labels"],
-    "card_draft": ["draft_card"],
+    "leakage": ["alone_scores", "find_leaks", "Leak", "LEAK", "sample_labelled", "source_columns"],
+    "column_uses": ["Use"],
+    "card_draft": ["draft_card", "Drafted", "Wishes"],
 })

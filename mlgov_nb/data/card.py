@@ -64,6 +64,11 @@ class Protected(Strict):
         if edges != sorted(set(edges)): raise ValueError("bands must be increasing")
         return edges
 
+    @field_validator("privileged", mode="before")
+    @classmethod
+    def _group_as_text(cls, group):
+        return str(group) if isinstance(group, (bool, int, float)) else group
+
 # %% ../../nbs/data/00_card.ipynb #9590fb05
 class Phrase(Strict):
     "How a reason is worded; `{value}` is replaced by the row's value"
@@ -159,7 +164,7 @@ def _check_names(card, reserved):
     if repeated := sorted({name for name in features if features.count(name) > 1}):
         raise ValueError(f"features listed twice: {repeated}")
     if clash := sorted(reserved & set(features)):
-        raise ValueError(f"{clash} cannot be features: they are the id, the time or the target")
+        raise ValueError(f"{clash} cannot be features: they are the id, the unit, the time or the target")
     if clash := sorted({"score", "raw"} & set(features)):
         raise ValueError(f"features {clash} have the name of something the model makes; rename the columns")
 
@@ -197,7 +202,7 @@ def _check_explanations(card):
 # %% ../../nbs/data/00_card.ipynb #ef9e0f64
 def _check_card(card):
     "What the parts of a card require of each other"
-    reserved = {card.id, card.time, card.target.name} - {None}
+    reserved = {card.id, card.unit, card.time, card.target.name} - {None}
     _check_names(card, reserved)
     _check_protected(card, reserved)
     _check_explanations(card)
@@ -226,6 +231,7 @@ class Card(Strict):
     use: str = ""                     # what a model on this data may be used for
     target: Target
     id: str
+    unit: str | None = None           # whose rows these are, where several rows are of one person or thing
     time: str | None = None
     numeric: list[str] = []
     categorical: list[str] = []
@@ -236,6 +242,14 @@ class Card(Strict):
     reading: Reading = Reading()      # how the raw file is to be read
     strange: Strange = Strange()      # what the service does with values that training never saw
     split: Split = Split()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unweighted(cls, content):
+        if isinstance(content, dict) and "weight" in content:
+            raise ValueError("weight: survey weights are not supported: figures are of rows, not of the population; "
+                             "take the line out, and leave the column of weights out of the features")
+        return content
 
     @model_validator(mode="after")
     def _consistent(self):

@@ -150,11 +150,12 @@ def _refusals(rows, unreadable, card):
     return reasons
 
 # %% ../../nbs/data/05_prepare.ipynb #8dab77c3
-def _need_card_columns(df, card, where):
+def _need_card_columns(df, card, labelled, where):
     "Raise `MissingColumn` unless every column that the card needs is there"
     have = set(df.columns)
     needed = {card.id, card.time, *card.features} - {None}
     missing = needed - have
+    if labelled and card.unit and card.unit not in have: missing.add(card.unit)
     for name, attribute in card.protected.items():
         if not {attribute.column, name} & have: missing.add(attribute.column)
     if missing: raise MissingColumn(sorted(missing), df.columns, where)
@@ -183,6 +184,7 @@ def _typed_columns(df, card, where):
     "The card's columns in its types, and for each column that was parsed a mask of values that do not fit"
     columns, unreadable = {card.id: ids_of(df[card.id], where)}, {}
     reading = card.reading
+    if card.unit in df: columns[card.unit] = as_category(df[card.unit], reading)
     if card.time: columns[card.time], unreadable[card.time] = parse_times(df[card.time], card.time, where, reading)
     for name in card.numeric: columns[name], unreadable[name] = parse_numbers(df[name], name, where, reading)
     for name in card.categorical: columns[name] = as_category(df[name], reading)
@@ -197,7 +199,7 @@ def prepare(
     where:str="data", # What to call the rows in an error
 )->tuple[pd.DataFrame, pd.DataFrame]: # Rows with the card's columns and the target; refused rows with `reason`
     "Check raw rows against the card: id, time, features, protected attributes, target; nothing is dropped silently"
-    _need_card_columns(df, card, where)
+    _need_card_columns(df, card, labelled, where)
     df = df.reset_index(drop=True)
     columns, unreadable = _typed_columns(df, card, where)
     columns[card.target.name] = _target(df, card, labelled, where)
