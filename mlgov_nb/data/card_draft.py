@@ -17,13 +17,14 @@ import pandas as pd
 import yaml
 from .card import Protected, Reading, load_card
 from .column_uses import Rows, Use, attribute_bands, column_types, guess_uses, proxies_of
-from .dates import DateSpelling, date_spelling, name_words
+from .dates import date_spelling, name_words
 from .meaning import positive_of
 from .number_marks import NO_VALUE, number_marks
 from .read import RawRows, read_raw
 from .values import DataError, as_category, category_name, holds_numbers, need_columns, parse_times
 from ..files import atomic_file, write_atomic
 from ..settings import MlgovError, one_line
+from ..task import Task, task_of
 
 # %% ../../nbs/data/13_card_draft.ipynb #a796b0d0
 NOT_KNOWN = NO_VALUE | {"pending", "open", "tbd", "undecided", "in progress", "not yet", "censored", "unk", "n.k.",
@@ -41,7 +42,7 @@ class Wishes:
 @dataclass(frozen=True)
 class TargetGuess:
     "What is predicted"
-    task: str
+    task: Task
     section: dict               # of the card: column, positive, negative, unlabelled
     labels: pd.Series           # the outcome of each row; NaN where it is not known
     note: str                   # in a sentence
@@ -85,7 +86,7 @@ def _binary(df, col, outcomes, unknown, wishes):
     others = "" if len(negative) == 1 else f"; 0 means {', '.join(negative[:5])}"
     look = f"{doubt}; choose with --positive" if doubt else ""
     told = f"; {', '.join(map(repr, unknown))} means that the outcome is not known" if unknown else ""
-    return TargetGuess("binary", section, labels, note + others + told, look)
+    return TargetGuess(task_of("binary"), section, labels, note + others + told, look)
 
 # %% ../../nbs/data/13_card_draft.ipynb #364aebe1
 def guess_target(
@@ -101,7 +102,7 @@ def guess_target(
         few = len(outcomes) <= 10
         look = f"it has {len(outcomes)} different values; if they are classes, name one with --positive" if few else ""
         note = f"target: regression of {col}, {column.min():g} to {column.max():g}"
-        return TargetGuess("regression", dict(column=col), column.astype(float), note, look)
+        return TargetGuess(task_of("regression"), dict(column=col), column.astype(float), note, look)
     raise DataError(f"target '{col}' has {len(outcomes)} classes ({_few(list(outcomes))}); "
                     "name the one to predict with --positive")
 
@@ -232,8 +233,8 @@ def _understand(raw, target, wishes):
     if doubt: looks.append(f"numbers: {doubt}")
     df = column_types(frame, reading, list(dates))
     guess = guess_target(df, target, wishes)
-    if guess.task == "binary": reading = _without_marks(reading, target)
-    rows = Rows(frame, df, target, guess.labels, guess.task == "binary", reading, dates, told)
+    if guess.task.decides: reading = _without_marks(reading, target)
+    rows = Rows(frame, df, target, guess.labels, guess.task.decides, reading, dates, told)
     uses = guess_uses(rows)
     time = next((name for name, use in uses.items() if use.use == "time"), None)
     added = [name for name in frame if name not in raw.frame]
@@ -337,7 +338,7 @@ def _card_text(path, target, seen, windows):
     by_use = {use.use: use for use in uses}
     guess = seen.target
     about = one_line(guess.note.removeprefix("target: ") + (f". Look: {guess.look}" if guess.look else ""))
-    lines = _section("title", f"{target} in {path}") + _section("path", path) + _section("task", guess.task)
+    lines = _section("title", f"{target} in {path}") + _section("path", path) + _section("task", str(guess.task))
     for key, text in FILL_IN.items(): lines += _section(key, text)
     lines += _section("target", dict(name=_target_name(target, list(seen.df)), **guess.section), about)
     for key in ("id", "unit", "time"):
