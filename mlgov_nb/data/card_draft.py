@@ -430,14 +430,25 @@ def _summary(seen, uses):
     lines.append(f"protected: {named('protected', 'none found; add what applies, or say in no_parity why none does')}")
     return [*lines, *(f"left out {use.name}: {use.reason}" for use in by_use.get("left out", [])), *seen.notes]
 
-# %% ../../nbs/data/13_card_draft.ipynb #6f9c3281
+# %% ../../nbs/data/13_card_draft.ipynb #f57fee26
+def _names(uses):
+    "Names of columns, for a sentence"
+    return _few([use.name for use in uses])
+
+# %% ../../nbs/data/13_card_draft.ipynb #ddc0906c
 def _looks(seen):
     "What to look at, in sentences"
     looks = list(seen.looks)
     if seen.target.look: looks.append(f"target: {seen.target.look}")
+    protected = [use for use in seen.uses.values() if use.use == "protected"]
+    if protected: looks.append(f"decide for which protected attribute parity is asked: {_names(protected)}")
+    for attribute in dict.fromkeys(use.attribute for use in protected):
+        flags = [use for use in protected if use.attribute == attribute and seen.df[use.name].nunique() == 2]
+        joined = f"{_names(flags)} may be parts of one attribute ({attribute}): join them into one column"
+        if len(flags) > 1: looks.append(f"{joined}, so that all groups are compared")
     return looks + [f"{use.name}: {use.look}" for use in seen.uses.values() if use.look]
 
-# %% ../../nbs/data/13_card_draft.ipynb #67314288
+# %% ../../nbs/data/13_card_draft.ipynb #80acc476
 def _with_id(seen):
     "A file in which every row has an id"
     if any(use.use == "id" for use in seen.uses.values()): return seen
@@ -448,7 +459,7 @@ def _with_id(seen):
     seen.added.append(name)
     return seen
 
-# %% ../../nbs/data/13_card_draft.ipynb #bd93a048
+# %% ../../nbs/data/13_card_draft.ipynb #8168f666
 def draft_card(
     root:Path, # The project's top folder
     file:Path, # A CSV or Parquet file, or a folder of them
