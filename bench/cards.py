@@ -217,11 +217,11 @@ def as_markdown(rows, sizes):
     "The table, the totals, and the data sets"
     counts = {judged: sum(row["judged"] == judged for row in rows) for judged in ("right", "unsure", "wrong")}
     text = ["# Cards that draft themselves", "",
-            "What `mlgov card new` decides about public data sets that PyPI packages ship, beside what a careful analyst "
-            "would decide. Made by `python bench/cards.py --write`.", "",
+            "What `mlgov card new` decides about public data sets that PyPI packages ship, beside what a careful "
+            "analyst would decide. Made by `python bench/cards.py --write`.", "",
             f"**{len(rows)} decisions: {counts['right']} right ({counts['right'] / len(rows):.0%}), "
-            f"{counts['unsure']} told as unsure, {counts['wrong']} wrong.** Columns of one attribute or family, such as "
-            "`race_Black` and `race_White`, are one decision.", "",
+            f"{counts['unsure']} told as unsure, {counts['wrong']} wrong.** Columns of one attribute or family, such "
+            "as `race_Black` and `race_White`, are one decision.", "",
             "| data set | question | analyst | card | judged | decisions |", "|---|---|---|---|---|---|"]
     text += [f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in summed(rows)]
     text += ["", "| data set | package | file | rows | columns |", "|---|---|---|---|---|"]

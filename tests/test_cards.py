@@ -198,8 +198,8 @@ def test_labels_that_are_not_known_yet(draft):
 
 
 @pytest.mark.parametrize("name", [
-    "sex", "GESCHLECHT", "sexe", "género", "male", "hispan", "married", "MARRIAGE_1", "old", "SeniorCitizen", "religion",
-    "nationality", "disabled", "pregnant", "race_Black"])
+    "sex", "GESCHLECHT", "sexe", "género", "male", "hispan", "married", "MARRIAGE_1", "old", "SeniorCitizen",
+    "religion", "nationality", "disabled", "pregnant", "race_Black"])
 def test_protected_attributes_by_name(draft, name):
     card, _ = draft(some_rows(**{name: np.random.default_rng(0).integers(0, 2, COUNT)}))
     assert [attribute.column for attribute in card.protected.values()] == [name] and name not in card.features

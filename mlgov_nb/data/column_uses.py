@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 from .card import Protected, Reading
-from .dates import DateSpelling, choose_time, is_attribute_date, name_words, names_birth, word_set
+from .dates import OF_BIRTH, DateSpelling, choose_time, is_attribute_date
+from .dates import name_words, names_birth, word_set
 from .groups import groups
 from .leakage import find_leaks, group_codes, late_columns, named_afterwards, told_by, written_later
 from .meaning import personal, protected_attribute, survey_weight
@@ -173,7 +174,7 @@ def _number_use(values, name):
         return Use(name, "categorical", f"{distinct:,} codes, by its name")
     if _is_unique(values) and whole and (known.diff().dropna() == 1).all():
         return Use(name, "left out", "it numbers the rows")
-    if names_id(name) and whole and distinct > 0.9 * len(known):
+    if names_id(name) and whole and distinct > max(20, 0.2 * len(known)):
         return Use(name, "left out", "it identifies rows, by its name")
     if distinct <= (10 if whole else 2):
         order = "" if distinct < 3 else "; if their order has a meaning, move it to `numeric`"
@@ -189,6 +190,9 @@ def _text_use(values, name):
         return Use(name, "left out", f"two numbers in a cell, such as {texts.iloc[0]}", "make two columns of it")
     if texts.head(3000).str.fullmatch(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?").mean() > 0.9 and distinct > 12:
         return Use(name, "left out", f"a time of day, such as {texts.iloc[0]}", "make a number of it, such as the hour")
+    if texts.head(3000).str.fullmatch(r"\d{4}[ -]?[Qq][1-4]|[Qq][1-4][ /-]?\d{4}").all():
+        look = "write them as months, such as 2024-01, to have a time"
+        return Use(name, "left out", f"quarters, such as {texts.iloc[0]}", look)
     if distinct > max(20, 0.5 * len(texts)) and texts.str.count(" ").mean() > 2:
         return Use(name, "left out", f"free text: {distinct:,} different texts of several words")
     if distinct > MOST_CATEGORIES or distinct > max(20, 0.5 * len(texts)):
@@ -279,13 +283,13 @@ def _date_use(rows, name, spelling):
     "A column of dates that is not the time of the row"
     if spelling.first is None: return Use(name, "left out", "dates", spelling.doubt)
     why = is_attribute_date(name, {key: each for key, each in rows.dates.items() if each.first is not None})
-    if names_birth(name) or "birth" in why:
+    if names_birth(name) or why == OF_BIRTH:
         look = "age is protected: make a column of the age in years, and list it under `protected`"
         return Use(name, "left out", why or "a date of birth", look, attribute="age")
     if spelling.is_year and spelling.distinct > 1:
         return Use(name, "numeric", f"years from {spelling.first:g} to {spelling.last:g}")
-    return Use(name, "left out", f"dates from {spelling.first} to {spelling.last}" + (f"; {why}" if why else ""),
-               "if it matters, make a number of days of it")
+    between = f"dates from {_shown_time(spelling, spelling.first)} to {_shown_time(spelling, spelling.last)}"
+    return Use(name, "left out", f"{between}; {why}" if why else between, "if it matters, make a number of days of it")
 
 # %% ../../nbs/data/12_column_uses.ipynb #f7d8da11
 def _protected_use(values, name, attribute):
@@ -329,7 +333,7 @@ def _with_later(rows, uses, time):
         late = late_columns(rows.raw, as_times(rows.raw[time], _reading_of(rows.dates[time])), readings)
         for name, share in late.items():
             reason = f"leak: {share:.0%} of its dates are later than the row's {time}"
-            uses[name] = replace(uses[name], reason=reason, is_leak=True)
+            uses[name] = replace(uses[name], reason=reason, look="", is_leak=True)
         for name, date in written_later(names, late, list(readings)).items():
             reason = f"leak: written with {date}, which is later than the row's {time}"
             uses[name] = Use(name, "left out", reason, is_leak=True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIME_WORDS', 'THING_WORDS', 'BIRTH_WORDS', 'END_OF_TIME', 'NO_DATE', 'ISO_DATE', 'DAY_AND_MONTH', 'MONTH_PATTERNS',
-           'DIGIT_PATTERNS', 'ENOUGH', 'name_words', 'word_set', 'names_time', 'names_birth', 'DateSpelling',
-           'date_spelling', 'is_attribute_date', 'choose_time']
+           'DIGIT_PATTERNS', 'ENOUGH', 'OF_BIRTH', 'name_words', 'word_set', 'names_time', 'names_birth',
+           'DateSpelling', 'date_spelling', 'is_attribute_date', 'choose_time']
 
 # %% ../../nbs/data/08_dates.ipynb #6b2e9a52
 import re
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 from .card import Reading
-from .values import as_times, categories
+from .values import as_category, as_times, categories
 
 # %% ../../nbs/data/08_dates.ipynb #b5912825
 def name_words(
@@ -179,7 +179,15 @@ def _described(values, dates, missing, doubt):
     return DateSpelling(dates, known.min(), known.max(), middle, int(times.isna().sum()), known.nunique(), is_year,
                         known.is_monotonic_increasing, missing, doubt)
 
-# %% ../../nbs/data/08_dates.ipynb #23430a69
+# %% ../../nbs/data/08_dates.ipynb #03d76c23
+def _may_be_dates(values, dates):
+    "A quick look at a few cells: may this be a column of dates at all?"
+    few = as_category(values.iloc[::max(1, len(values) // 200)]).dropna()
+    few = few[~few.str.fullmatch(NO_DATE)]
+    shaped = few.str.fullmatch(r"\d{2}|\d{4}|\d{6}|\d{8}|\d{10}|\d{12,14}|.*\d.*[^\d.,].*|.*\d[.,]\d+[.,].*")
+    return few.empty or bool(shaped.mean() > 0.9) or bool(dates)
+
+# %% ../../nbs/data/08_dates.ipynb #4fcb6dd5
 def date_spelling(
     values:pd.Series, # A column as its file holds it
     name:str, # Its name
@@ -189,7 +197,8 @@ def date_spelling(
     if pd.api.types.is_datetime64_any_dtype(values): return _described(values, "", [], "")
     if pd.api.types.is_bool_dtype(values): return None
     if pd.api.types.is_float_dtype(values) and values.dropna().mod(1).any(): return None
-    positions, names = categories(values)
+    if not _may_be_dates(values, dates): return None
+    _, names = categories(values)
     missing = [text for text in names if NO_DATE.fullmatch(text)]
     names = [text for text in names if text not in missing]
     if len(names) < 2: return None
@@ -200,19 +209,22 @@ def date_spelling(
     if found[1].endswith("'month first'"): return DateSpelling("", None, None, None, 0, len(names), doubt=found[1])
     return _described(values, found[0], missing, found[1])
 
-# %% ../../nbs/data/08_dates.ipynb #b7ac65d9
+# %% ../../nbs/data/08_dates.ipynb #c1c4a288
+OF_BIRTH = "its dates cover more than 45 years in no order, as dates of birth do"
+
+# %% ../../nbs/data/08_dates.ipynb #5695ce48
 def _span(spelling):
     "How long a time dates cover, in days"
     if spelling.is_year: return float(spelling.last - spelling.first) * 365
     return (spelling.last - spelling.first) / pd.Timedelta(days=1)
 
-# %% ../../nbs/data/08_dates.ipynb #aee22f7d
+# %% ../../nbs/data/08_dates.ipynb #5af99cd7
 def _day(spelling, moment):
     "A moment as a day, whether it is a year or a timestamp"
     if not spelling.is_year: return moment
     return pd.Timestamp(int(moment) + (1900 if moment < 100 else 0), 1, 1)
 
-# %% ../../nbs/data/08_dates.ipynb #c86d9d47
+# %% ../../nbs/data/08_dates.ipynb #aeafc1ce
 def is_attribute_date(
     name:str, # A column of dates
     found:dict[str, DateSpelling], # All columns of dates that can be read
@@ -228,10 +240,10 @@ def is_attribute_date(
     if is_wide and _day(spelling, spelling.middle) < _day(closest, closest.first):
         return "its dates are spread wide and lie before the others: a property, such as a date of birth or of joining"
     if not spelling.is_year and _span(spelling) > 45 * 365 and not spelling.is_sorted:
-        return "its dates cover more than 45 years in no order, as dates of birth do"
+        return OF_BIRTH
     return ""
 
-# %% ../../nbs/data/08_dates.ipynb #e613bd7f
+# %% ../../nbs/data/08_dates.ipynb #10258beb
 def choose_time(
     found:dict[str, DateSpelling], # Columns of dates
     rows:int, # How many rows there are

@@ -155,11 +155,10 @@ def _settles(values, y, reading):
             return f"all {inside.sum():,} rows with {what} are of class {label}"
     return ""
 
-# %% ../../nbs/data/10_leakage.ipynb #02377020
-def _judged(values, y, decides, reading):
-    "A column as a leak, as a doubt, or None"
+# %% ../../nbs/data/10_leakage.ipynb #1c865dba
+def _judged(values, figure, y, decides, reading):
+    "A column of some strength as a leak, as a doubt, or None"
     name = str(values.name)
-    figure = strength(values, y, decides, reading)
     shown = f"{FIGURE[decides]} {figure:.3f} by itself, in {len(y):,} rows"
     if figure >= LEAK[decides]: return Leak(name, True, figure, f"it tells the target almost alone: {shown}")
     only = _one_class_only(values, y, reading) if decides else ""
@@ -237,9 +236,11 @@ def find_leaks(
     rows, labels = sample_labelled(df, y, decides)
     enough = min(labels.sum(), (1 - labels).sum()) if decides else len(labels)
     if enough < FEWEST: return []
-    judged = {name: _judged(rows[name], labels, decides, reading) for name in rows}
-    figures = {name: strength(rows[name], labels, decides, reading) for name in rows if judged[name] is None}
-    leaks = [leak for leak in judged.values() if leak] + _family_leaks(rows, labels, decides, reading, figures)
+    figures = {name: strength(rows[name], labels, decides, reading) for name in rows}
+    judged = {name: _judged(rows[name], figure, labels, decides, reading) for name, figure in figures.items()}
+    leaks = [leak for leak in judged.values() if leak]
+    others = {name: figure for name, figure in figures.items() if judged[name] is None}
+    leaks += _family_leaks(rows, labels, decides, reading, others)
     return sorted(leaks, key=lambda leak: (not leak.is_sure, -leak.figure))
 
 # %% ../../nbs/data/10_leakage.ipynb #b537c247

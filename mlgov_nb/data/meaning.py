@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'NO_EVENTS', 'BAD_EVENTS', 'GOOD_OUTCOMES', 'PROTECTED_WORDS', 'WHOLE_NAMES', 'PAIRS', 'PROTECTED_VALUES',
-           'NOT_OF_PERSONS', 'PERSONAL_WORDS', 'SHAPES', 'FIRST_NAMES', 'SURVEY_WEIGHTS', 'WEIGHTS', 'OF_BODIES',
-           'OF_SURVEYS', 'positive_of', 'protected_attribute', 'personal', 'survey_weight']
+           'NOT_OF_PERSONS', 'PERSONAL_WORDS', 'SURELY_PERSONAL', 'SHAPES', 'FIRST_NAMES', 'SURVEY_WEIGHTS', 'WEIGHTS',
+           'OF_BODIES', 'OF_SURVEYS', 'positive_of', 'protected_attribute', 'personal', 'survey_weight']
 
 # %% ../../nbs/data/11_meaning.ipynb #593e067a
 import re
@@ -161,6 +161,8 @@ def protected_attribute(
 PERSONAL_WORDS = word_set("""name first last firstname lastname surname fullname forename middle email mail phone
     telephone tel mobile fax address street vorname nachname prénom prenom nom nombre apellido apellidos
     téléphone telefon adresse straße strasse ssn passport iban username contact""")
+SURELY_PERSONAL = {"first name", "last name", "full name", "phone number", *word_set("""firstname lastname fullname surname
+    forename vorname nachname prénom apellido apellidos email telephone ssn iban passport""")}
 SHAPES = {"e-mail addresses": re.compile(r"[^@\s]+@[^@\s]+\.\w{2,}"),
           "telephone numbers": re.compile(r"(\+|00|\(?0)[\d ()/.-]{7,18}|\(\d{3}\) ?\d{3}-\d{4}|\d{3}-\d{3}-\d{4}"),
           "addresses": re.compile(r"(\d+\s+([A-Z][\w.]+\s?){1,4}|([A-ZÄÖÜ][\w.ßäöü]+\s?){1,3}\s\d+\w?)(,.*)?")}
@@ -188,6 +190,7 @@ def personal(
     named = words.map(lambda found: any(word in FIRST_NAMES for word in found[:3])).mean()
     if len(distinct) > 10 and named > 0.25 and words.map(len).mean() < 4: return "names of persons"
     column = name_words(name)
+    if SURELY_PERSONAL & {*column, " ".join(column), "".join(column)}: return "names or addresses of persons"
     many = texts.nunique() > max(20, 0.05 * len(texts))
     if many and column and (set(column) & PERSONAL_WORDS) and len(column) <= 2: return "names or addresses of persons"
     return ""
