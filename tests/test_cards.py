@@ -121,6 +121,11 @@ def test_a_repeated_unit_stays_on_one_side_of_the_split(draft):
     assert sides.groupby("patient_id").part.nunique().max() == 1 and len(parts["reference"]) > 30
 
 
+def test_matched_groups_are_a_unit_and_hours_are_not(draft):
+    card, found = draft(some_rows(stratum=np.arange(COUNT) // 4 + 1, hour=np.arange(COUNT) % 25))
+    assert card.unit == "stratum" and "has 4 rows" in found.uses["stratum"].look and "hour" in card.numeric
+
+
 @pytest.mark.parametrize("mark", ["?", "\\N", ".", "-", "(null)", "NA", " ", "N/A"])
 def test_marks_for_no_value_leave_a_column_of_numbers(draft, mark):
     total = pd.Series(np.random.default_rng(0).normal(9, 2, COUNT).round(3)).astype(str)

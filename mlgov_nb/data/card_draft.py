@@ -23,7 +23,7 @@ from .number_marks import NO_VALUE, number_marks
 from .read import RawRows, read_raw
 from .values import DataError, as_category, category_name, holds_numbers, need_columns, parse_times
 from ..files import atomic_file, write_atomic
-from ..settings import MlgovError, one_line
+from ..settings import MlgovError, one_line, parse_model
 from ..task import Task, task_of
 
 # %% ../../nbs/data/13_card_draft.ipynb #a796b0d0
@@ -59,7 +59,9 @@ def _outcomes(column, col):
     unsure = [value.lower() for value in unknown]
     if len(counts) == 2 and unsure in (["none"], ["missing"], ["unknown"]): return counts, []
     found = next(iter(outcomes), "all missing")
-    raise DataError(f"target '{col}' has one value ({found}): there is nothing to predict")
+    blank = int(column.isna().sum())
+    hint = f"; {blank:,} rows have none: if that is the other outcome, write it into the file" if blank and outcomes else ""
+    raise DataError(f"target '{col}' has one value ({found}): there is nothing to predict{hint}")
 
 # %% ../../nbs/data/13_card_draft.ipynb #32c267da
 def _class_of(outcomes, col, wishes):
@@ -180,6 +182,7 @@ class Drafted:
     notes: list[str]                # what was decided, in sentences
     looks: list[str]                # what to look at
     private: list[str]              # columns that hold personal data
+    reading: Reading                # how the file is read
 
 # %% ../../nbs/data/13_card_draft.ipynb #adb0ed4d
 @dataclass
@@ -471,6 +474,7 @@ def draft_card(
 )->Drafted: # The card, and what was decided
     "Copy the file under `data/raw`, draft its card, and point params.yaml at it"
     root, file = Path(root), Path(file)
+    parse_model(Reading, dict(dates=wishes.dates), "--dates")
     raw = read_raw(file)
     need_columns([target], raw.frame, str(file))
     card, name = _new_card(root, file, name, force)
@@ -489,4 +493,5 @@ def draft_card(
     if use:
         _set_card(root/"params.yaml", name)
         notes.append(f"params.yaml: data.card is now {name}")
-    return Drafted(card, seen.df, target, seen.target.labels, seen.uses, notes, looks, private)
+    return Drafted(card, seen.df, target, seen.target.labels, seen.uses, notes, looks, private,
+                   seen.reading)

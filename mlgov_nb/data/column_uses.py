@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from .card import Protected, Reading
 from .dates import OF_BIRTH, DateSpelling, choose_time, is_attribute_date
-from .dates import name_words, names_birth, word_set
+from .dates import name_words, names_birth, names_time, word_set
 from .groups import groups
 from .leakage import find_leaks, group_codes, late_columns, named_afterwards, told_by, written_later
 from .meaning import personal, protected_attribute, survey_weight
@@ -142,21 +142,31 @@ def _unit_use(df, name):
     if names_unit or words in ([unit] for unit in UNIT_WORDS): return Use(name, "unit", reason)
     if names_id(name) and distinct > 0.05 * len(values):
         return Use(name, "unit", reason, "taken for the unit because of its name and its many values")
-    if holds_numbers(values) or distinct < 0.2 * len(values) or CODE_WORDS & set(words): return None
+    if holds_numbers(values): return _matched_use(values, name, reason)
+    if distinct < 0.2 * len(values) or CODE_WORDS & set(words): return None
     codes = as_category(values).head(3000)
     if codes.str.fullmatch(r"[A-Za-z_-]{0,6}\d{2,}[A-Za-z]?|[0-9a-f-]{12,}").mean() < 0.98: return None
     return Use(name, "unit", reason, "taken for the unit because of its values: codes that repeat")
 
-# %% ../../nbs/data/12_column_uses.ipynb #a4b78f1c
+# %% ../../nbs/data/12_column_uses.ipynb #512fc8d4
+def _matched_use(values, name, reason):
+    "Numbers without gaps, nearly all in equally many rows, as of matched groups; None for any other numbers"
+    counts = values.value_counts()
+    usual = counts.mode().iloc[0]
+    is_dense = values.max() - values.min() + 1 == len(counts)
+    if not is_dense or not 2 <= usual <= 20 or (counts == usual).mean() < 0.95 or names_time(name): return None
+    return Use(name, "unit", reason, f"taken for the unit because nearly each of its values has {usual} rows")
+
+# %% ../../nbs/data/12_column_uses.ipynb #5cfaf76f
 def _choose_unit(df, names):
     "The repeated unit: the one that is named as one first; None where there is none"
     found = [use for use in (_unit_use(df, name) for name in names) if use]
     return min(found, key=lambda use: bool(use.look), default=None)
 
-# %% ../../nbs/data/12_column_uses.ipynb #9ab45508
+# %% ../../nbs/data/12_column_uses.ipynb #e81bcebb
 MOST_CATEGORIES = 200
 
-# %% ../../nbs/data/12_column_uses.ipynb #26c45fa5
+# %% ../../nbs/data/12_column_uses.ipynb #f8f114fc
 def _flag(values, name):
     "A column with one value and gaps, or with one value only"
     value, absent = as_category(values.dropna()).iloc[0], int(values.isna().sum())
@@ -164,7 +174,7 @@ def _flag(values, name):
     return Use(name, "categorical", f"{value!r} or nothing ({absent:,} rows)",
                "a missing value is the other value here: if it is not, leave the column out")
 
-# %% ../../nbs/data/12_column_uses.ipynb #6d88d2b3
+# %% ../../nbs/data/12_column_uses.ipynb #ebbd9425
 def _number_use(values, name):
     "A column of numbers"
     known = values.dropna()
@@ -181,7 +191,7 @@ def _number_use(values, name):
         return Use(name, "categorical", f"{distinct} different numbers{order}")
     return Use(name, "numeric", f"numbers from {known.min():g} to {known.max():g}")
 
-# %% ../../nbs/data/12_column_uses.ipynb #28bead98
+# %% ../../nbs/data/12_column_uses.ipynb #dc10e544
 def _text_use(values, name):
     "A column of text"
     texts = as_category(values).dropna()
@@ -200,7 +210,7 @@ def _text_use(values, name):
     look = "many categories: look whether they can be grouped" if distinct > 100 else ""
     return Use(name, "categorical", f"{distinct} categories", look)
 
-# %% ../../nbs/data/12_column_uses.ipynb #fffeb40e
+# %% ../../nbs/data/12_column_uses.ipynb #88d216e4
 def _feature_use(values, name):
     "A column as a feature, or why it is left out"
     if values.notna().sum() == 0: return Use(name, "left out", "it has no value")
@@ -208,7 +218,7 @@ def _feature_use(values, name):
     if pd.api.types.is_timedelta64_dtype(values): return Use(name, "left out", "a duration", "make a number of it")
     return _number_use(values, name) if holds_numbers(values) else _text_use(values, name)
 
-# %% ../../nbs/data/12_column_uses.ipynb #10ee19c0
+# %% ../../nbs/data/12_column_uses.ipynb #8ef863ec
 def _same_family(uses):
     "Uses in which numbered columns of one name agree on being numbers"
     stems = {}
@@ -225,11 +235,11 @@ def _same_family(uses):
             changed[name] = replace(uses[name], use="numeric", reason=reason, look="")
     return {**uses, **changed}
 
-# %% ../../nbs/data/12_column_uses.ipynb #c0b9668c
+# %% ../../nbs/data/12_column_uses.ipynb #5b3c7c64
 PROXY = 0.7
 MOST_GROUPS = 8
 
-# %% ../../nbs/data/12_column_uses.ipynb #5a62678b
+# %% ../../nbs/data/12_column_uses.ipynb #2eb63e7c
 def attribute_bands(
     values:pd.Series, # A protected column
 )->list[float]: # Inner edges; none for few numbers, or for text
@@ -237,7 +247,7 @@ def attribute_bands(
     if not holds_numbers(values) or values.nunique() <= 10: return []
     return sorted({float(np.floor(edge)) for edge in values.quantile([.25, .5, .75])})
 
-# %% ../../nbs/data/12_column_uses.ipynb #df8f0106
+# %% ../../nbs/data/12_column_uses.ipynb #8d8bb925
 def proxies_of(
     df:pd.DataFrame, # Rows in their types
     attribute:Protected, # A protected attribute
@@ -252,12 +262,13 @@ def proxies_of(
     members = [(group == name).to_numpy(float) for name in enough]
     found = {}
     for name in features:
+        if name == attribute.column: continue
         codes = group_codes(sample[name], reading)
         best = max((told_by(codes, member) for member in members), default=0.0)
         if best > PROXY: found[name] = best
     return dict(sorted(found.items(), key=lambda each: -each[1]))
 
-# %% ../../nbs/data/12_column_uses.ipynb #00904d4f
+# %% ../../nbs/data/12_column_uses.ipynb #94731644
 def _special(rows, name):
     "A column that is no feature by what it is: a person's name, a weight, another date; None for any other"
     values, spelling = rows.df[name], rows.dates.get(name)
@@ -278,7 +289,7 @@ def _special(rows, name):
     if attribute and values.nunique() > 1: return _protected_use(values, name, attribute)
     return None
 
-# %% ../../nbs/data/12_column_uses.ipynb #191e038c
+# %% ../../nbs/data/12_column_uses.ipynb #9f7b2342
 def _date_use(rows, name, spelling):
     "A column of dates that is not the time of the row"
     if spelling.first is None: return Use(name, "left out", "dates", spelling.doubt)
@@ -291,7 +302,7 @@ def _date_use(rows, name, spelling):
     between = f"dates from {_shown_time(spelling, spelling.first)} to {_shown_time(spelling, spelling.last)}"
     return Use(name, "left out", f"{between}; {why}" if why else between, "if it matters, make a number of days of it")
 
-# %% ../../nbs/data/12_column_uses.ipynb #f7d8da11
+# %% ../../nbs/data/12_column_uses.ipynb #33a47d55
 def _protected_use(values, name, attribute):
     "A column that describes a protected attribute"
     distinct = values.nunique()
@@ -299,7 +310,7 @@ def _protected_use(values, name, attribute):
     if holds_numbers(values): look = ""      # it is cut into bands
     return Use(name, "protected", f"{attribute}, {distinct:,} values", look, attribute)
 
-# %% ../../nbs/data/12_column_uses.ipynb #cde93f7b
+# %% ../../nbs/data/12_column_uses.ipynb #d61b02e3
 def _time_use(spelling, name, rows):
     "The time of the rows"
     missing = "nothing missing"
@@ -308,12 +319,12 @@ def _time_use(spelling, name, rows):
     kind = "years" if spelling.is_year else "dates"
     return Use(name, "time", f"{kind} from {first} to {last}, {missing}", spelling.doubt)
 
-# %% ../../nbs/data/12_column_uses.ipynb #c4820c4c
+# %% ../../nbs/data/12_column_uses.ipynb #34907898
 def _shown_time(spelling, moment):
     "A year, a day, or a moment"
     return f"{moment:g}" if spelling.is_year else str(moment).removesuffix(" 00:00:00")
 
-# %% ../../nbs/data/12_column_uses.ipynb #865952c4
+# %% ../../nbs/data/12_column_uses.ipynb #c8dd946c
 def _with_leaks(rows, uses):
     "Uses in which leaks are left out, and doubts told"
     names = [name for name, use in uses.items() if use.use in ("numeric", "categorical")]
@@ -323,7 +334,7 @@ def _with_leaks(rows, uses):
         else: uses[leak.column] = replace(use, look=f"a leak? {leak.why}; if it is known only afterwards, leave it out")
     return uses
 
-# %% ../../nbs/data/12_column_uses.ipynb #17a2f65f
+# %% ../../nbs/data/12_column_uses.ipynb #6a3b7b0d
 def _with_later(rows, uses, time):
     "Uses in which columns that were written after the time of the row are left out"
     names = [name for name, use in uses.items() if use.use in ("numeric", "categorical")]
@@ -342,12 +353,12 @@ def _with_later(rows, uses, time):
         uses[name] = replace(uses[name], look="by its name it may be known only after the outcome: if so, leave it out")
     return uses
 
-# %% ../../nbs/data/12_column_uses.ipynb #adeff280
+# %% ../../nbs/data/12_column_uses.ipynb #cc0b11be
 def _reading_of(spelling):
     "How a column of dates is to be read"
     return Reading(dates=spelling.dates, missing=spelling.missing)
 
-# %% ../../nbs/data/12_column_uses.ipynb #b93a55ce
+# %% ../../nbs/data/12_column_uses.ipynb #805d2577
 def guess_uses(
     rows:Rows, # A file
 )->dict[str, Use]: # Column: its use
@@ -369,7 +380,7 @@ def guess_uses(
     uses = _with_later(rows, _with_leaks(rows, _same_family(uses)), time)
     return {name: _with_notes(use, rows.notes.get(name, [])) for name, use in uses.items()}
 
-# %% ../../nbs/data/12_column_uses.ipynb #b9a26c77
+# %% ../../nbs/data/12_column_uses.ipynb #ff94fe52
 def _with_notes(use, notes):
     "A use with what is to be known about how the column is written"
     doubtful = [note for note in notes if "look" in note or "refused" in note]

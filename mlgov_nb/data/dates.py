@@ -31,7 +31,7 @@ def word_set(
     return frozenset(text.split())
 
 # %% ../../nbs/data/08_dates.ipynb #6c28c771
-TIME_WORDS = word_set("""year yr date time timestamp ts datetime day month week quarter created at when dt opened
+TIME_WORDS = word_set("""year yr date time timestamp ts datetime hour minute day month week quarter created at when dt opened
     signed period epoch season observed recorded jahr datum zeit zeitpunkt monat woche annee année mois fecha
     hora mes año data ano""")
 THING_WORDS = word_set("construction constructed built build founded manufactured manufacture established model")

@@ -47,7 +47,7 @@ def small_picture(
             f'<title>{len(values.dropna()):,} values</title>{"".join(bars)}</svg>')
 
 # %% ../../nbs/pipeline/13_card_page.ipynb #21f9b1d5
-STYLE = """<style>.card td{vertical-align:top}.card .look{color:#8a5a00}.card .out{opacity:.62}
+STYLE = """<style>.card td{vertical-align:top}.card .look{color:#8a5a00}.card .out{opacity:.8}
 .card td.t{max-width:26rem;white-space:normal}</style>"""
 
 # %% ../../nbs/pipeline/13_card_page.ipynb #6e0002e1
@@ -57,10 +57,10 @@ def _examples(values, use):
     common = as_category(values).value_counts().head(4).index
     return ", ".join(text if len(text) < 28 else text[:25] + "…" for text in common)
 
-# %% ../../nbs/pipeline/13_card_page.ipynb #355fa2f2
-def _row(values, use):
+# %% ../../nbs/pipeline/13_card_page.ipynb #ada5d557
+def _row(values, use, reading):
     "One column as a row of the table"
-    shown = as_times(values) if use.use == "time" and not holds_numbers(values) else values
+    shown = as_times(values, reading) if use.use == "time" else values
     picture = "" if use.is_personal else small_picture(shown if shown.notna().any() else values)
     missing = f"{values.isna().mean():.0%}" if values.isna().any() else ""
     kind = "out" if use.use == "left out" else ""
@@ -86,7 +86,7 @@ def drafted_page(
     "One self-contained page: what to look at, then every column"
     target = Use(drafted.target, "target", drafted.notes[0].removeprefix("target: "))
     uses = sorted([target, *drafted.uses.values()], key=lambda use: ORDER.index(use.use))
-    rows = "".join(_row(drafted.rows[use.name], use) for use in uses)
+    rows = "".join(_row(drafted.rows[use.name], use, drafted.reading) for use in uses)
     heads = ["column", "use", "values", "missing", "commonest", "why, and what to look at"]
     head = "".join(f'<th class="t">{name}</th>' for name in heads)
     table = f'<div class="scroll"><table class="card"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
