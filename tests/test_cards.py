@@ -49,6 +49,10 @@ def days(spelling="%Y-%m-%d"): return pd.Series(pd.date_range("2023-01-01", peri
     ("x7", days("%b %d, %Y"), "%b %d, %Y"),
     ("x7", days("%Y%m%d"), "%Y%m%d"),
     ("x7", days("%d/%m/%y"), "%d/%m/%y"),
+    ("x7", days("%b %Y"), "%b %Y"),
+    ("x7", days("%d. %B %Y"), "%d. %B %Y"),
+    ("x7", days("%Y.%m.%d"), "%Y.%m.%d"),
+    ("x7", days("%m/%d/%Y 07:05 PM"), "month first"),
     ("week", days("%G-W%V"), ""),
     ("month", days("%Y-%m"), ""),
     ("ts", 1_700_000_000 + np.arange(COUNT) * 3600, "seconds"),
@@ -179,7 +183,8 @@ def test_a_flag_with_nothing_as_its_other_value_is_kept_and_told(draft):
 @pytest.mark.parametrize("positive, negative", [
     ("fraud", "legit"), ("Left", "Stayed"), ("Attrited Customer", "Existing Customer"), ("ja", "nein"), ("bad", "good"),
     ("Default", "Paid"), ("churned", "active"), ("1", "-1"), ("True", "False"), (">50K", "<=50K"), ("1", "0"),
-    ("oui", "non"), ("sí", "no"), ("malignant", "benign"), ("spam", "ham"), ("late", "on time"), ("Died", "Alive")])
+    ("oui", "non"), ("sí", "no"), ("malignant", "benign"), ("spam", "ham"), ("late", "on time"), ("Died", "Alive"),
+    ("Charged Off", "Fully Paid"), ("not_fraud", "is_fraud")[::-1], ("wahr", "falsch"), ("high risk", "low risk")])
 def test_the_event_is_positive(draft, positive, negative):
     card, found = draft(some_rows().replace({"y": {"yes": positive, "no": negative}}))
     assert (card.target.positive, card.target.negative) == ([positive], [negative])

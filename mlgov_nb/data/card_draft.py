@@ -19,7 +19,7 @@ from .card import Protected, Reading, load_card
 from .column_uses import Rows, Use, attribute_bands, column_types, guess_uses, proxies_of
 from .dates import date_spelling, name_words
 from .meaning import positive_of
-from .number_marks import NO_VALUE, number_marks
+from .number_marks import NO_VALUE, SIGNS, number_marks
 from .read import RawRows, read_raw
 from .values import DataError, as_category, category_name, holds_numbers, need_columns, parse_times
 from ..files import atomic_file, write_atomic
@@ -56,8 +56,7 @@ def _outcomes(column, col):
     unknown = [value for value in counts if value.lower() in NOT_KNOWN]
     outcomes = {value: rows for value, rows in counts.items() if value not in unknown}
     if len(outcomes) > 1: return outcomes, unknown
-    unsure = [value.lower() for value in unknown]
-    if len(counts) == 2 and unsure in (["none"], ["missing"], ["unknown"]): return counts, []
+    if len(counts) == 2 and len(unknown) == 1 and unknown[0].lower() not in SIGNS: return counts, []     # open or closed
     found = next(iter(outcomes), "all missing")
     blank = int(column.isna().sum())
     hint = f"; {blank:,} rows have none: if that is the other outcome, write it into the file" if blank and outcomes else ""

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIME_WORDS', 'THING_WORDS', 'BIRTH_WORDS', 'END_OF_TIME', 'NO_DATE', 'ISO_DATE', 'DAY_AND_MONTH', 'MONTH_PATTERNS',
-           'DIGIT_PATTERNS', 'ENOUGH', 'OF_BIRTH', 'name_words', 'word_set', 'names_time', 'names_birth',
-           'DateSpelling', 'date_spelling', 'is_attribute_date', 'choose_time']
+           'OTHER_PATTERNS', 'DIGIT_PATTERNS', 'ENOUGH', 'OF_BIRTH', 'name_words', 'word_set', 'names_time',
+           'names_birth', 'DateSpelling', 'date_spelling', 'is_attribute_date', 'choose_time']
 
 # %% ../../nbs/data/08_dates.ipynb #6b2e9a52
 import re
@@ -31,7 +31,8 @@ def word_set(
     return frozenset(text.split())
 
 # %% ../../nbs/data/08_dates.ipynb #6c28c771
-TIME_WORDS = word_set("""year yr date time timestamp ts datetime hour minute day month week quarter created at when dt opened
+TIME_WORDS = word_set("""year yr date time timestamp ts datetime hour minute day month week quarter created at when dt
+    opened
     signed period epoch season observed recorded jahr datum zeit zeitpunkt monat woche annee année mois fecha
     hora mes año data ano""")
 THING_WORDS = word_set("construction constructed built build founded manufactured manufacture established model")
@@ -77,8 +78,10 @@ DAY_AND_MONTH = re.compile(r"(\d{1,2})([./-])(\d{1,2})[./-](\d{4}|\d{2})(\D.*)?"
 MONTH_PATTERNS = [f"{day}{clock}" for day in (
     "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%d-%B-%Y",
     "%d-%b-%y", "%d%b%Y", "%d. %B %Y", "%a, %d %b %Y", "%a %b %d %Y", "%Y-%b-%d", "%Y %b %d",
-    "%b %Y", "%B %Y", "%b-%Y", "%b-%y")
+    "%a %d %b %Y", "%d %b %y", "%d.%b.%Y", "%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%b %y")
     for clock in ("", " %H:%M", " %H:%M:%S")]
+OTHER_PATTERNS = ["%Y.%m.%d", "%Y.%m.%d %H:%M:%S", "%Y%m%dT%H%M%S", "%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M",
+                  "%d%b%Y:%H:%M:%S", "%Y-%j", "%H:%M %d/%m/%Y", "%H:%M %m/%d/%Y", "%Y-%m-%d %I:%M %p", "%Y-%m-%d %I:%M:%S %p"]
 DIGIT_PATTERNS = {6: "%Y%m", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 ENOUGH = 0.99       # of the distinct values must fit a spelling
 
@@ -113,14 +116,16 @@ def _by_order(parts, in_rows):
 # %% ../../nbs/data/08_dates.ipynb #5ec9d7b1
 def _of_text(texts, in_rows):
     "The spelling of texts with marks or letters, and its doubt; None where they are no dates"
-    if all(ISO_DATE.fullmatch(text) for text in texts): return ("", "") if _fits(texts, "") else None
+    if _iso(texts): return "", ""
+    other = next((pattern for pattern in OTHER_PATTERNS if _fits(texts[:20], pattern) and _fits(texts, pattern)), None)
+    if other: return other, ""
     parts = [DAY_AND_MONTH.fullmatch(text) for text in texts]
     known = [part for part in parts if part]
     if len(known) >= ENOUGH * len(texts): return _by_order(known, in_rows)
     lettered = np.mean([bool(re.search(r"[A-Za-z]{3}", text)) for text in texts])
-    if lettered < ENOUGH: return ("", "") if _iso(texts) else None
-    if not all(re.search(r"\d{2}", text) for text in texts): return None
-    return next(((pattern, "") for pattern in MONTH_PATTERNS if _fits(texts, pattern)), None)
+    if lettered < ENOUGH or not all(re.search(r"\d{2}", text) for text in texts): return None
+    found = next((pattern for pattern in MONTH_PATTERNS if _fits(texts[:20], pattern) and _fits(texts, pattern)), None)
+    return (found, "") if found else None
 
 # %% ../../nbs/data/08_dates.ipynb #b8d72477
 def _iso(texts):
@@ -142,7 +147,8 @@ def _of_digits(texts, in_rows, name):
     if pattern is None or len(texts) < 4: return None
     years = numbers // 10 ** (len(texts[0]) - 4)
     likely = years.min() >= 1900 and years.max() <= 2100 and _fits(texts, pattern)
-    return (pattern, "") if likely and (hinted or len(texts) > 20 or len(texts[0]) > 8) else None
+    recent = years.min() >= 1980 and years.max() <= 2040 and len(texts) > 5
+    return (pattern, "") if likely and (hinted or recent or len(texts) > 20 or len(texts[0]) > 8) else None
 
 # %% ../../nbs/data/08_dates.ipynb #6b05f1ad
 def _of_years(numbers, name):
@@ -184,7 +190,7 @@ def _may_be_dates(values, dates):
     "A quick look at a few cells: may this be a column of dates at all?"
     few = as_category(values.iloc[::max(1, len(values) // 200)]).dropna()
     few = few[~few.str.fullmatch(NO_DATE)]
-    shaped = few.str.fullmatch(r"\d{2}|\d{4}|\d{6}|\d{8}|\d{10}|\d{12,14}|.*\d.*[^\d.,].*|.*\d[.,]\d+[.,].*")
+    shaped = few.str.fullmatch(r"\d{2}|\d{4}|\d{6}|\d{8}|\d{10}|\d{12,14}|(?=.*\d)(?=.*[^\d.,]).*|.*\d[.,]\d+[.,].*")
     return few.empty or bool(shaped.mean() > 0.9) or bool(dates)
 
 # %% ../../nbs/data/08_dates.ipynb #4fcb6dd5

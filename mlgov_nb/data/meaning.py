@@ -22,12 +22,13 @@ EVENTS = word_set("""yes y true t 1 ja j oui o si sí s sim tak da positive pos 
     malignant cancer sick ill diseased disease spam phishing attack anomaly anomalous abnormal failure failed
     fail faulty defective broken damaged delayed returned refunded converted conversion bought buyer purchased
     clicked click subscribed accepted approved granted hired promoted admitted recidivist reoffended rearrested
-    claim claimed toxic hate fake high above over more win won success survived sold event case schlecht betrug
+    claim claimed toxic hate fake high above over more win won success survived sold event case exited dropout
+    vrai wahr verdadero vero genehmigt schlecht betrug
     gekündigt abgewandert fraude impago moroso malo mauvais""")
 NO_EVENTS = word_set("""no n false f 0 nein non não nao nie niet negative neg legit legitimate genuine normal ok okay
     fine stayed stay stays staying existing current active retained remained remain kept loyal paid repaid good
     alive lived living benign ham healthy safe clean none never not rejected refused denied declined low below
-    under less lose loss failed fail on_time ontime punctual regular real ordinary control unsold gut aktiv treu
+    under less lose loss failed fail on_time ontime punctual regular real ordinary control unsold gut faux falsch falso abgelehnt aktiv treu
     bueno bon actif activo pagado bezahlt""")
 BAD_EVENTS = word_set("fail failed loss lose bad schlecht malo mauvais")     # asked about, beside its good opposite
 GOOD_OUTCOMES = word_set("good paid repaid alive survived pass passed success gut bueno bon")
