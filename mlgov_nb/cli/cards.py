@@ -48,7 +48,7 @@ def card_new(
     target: Annotated[str, typer.Option(help="The column to predict.")],
     name: Annotated[str | None, typer.Option(help="The card's name; default: the file's.")] = None,
     positive: Annotated[str | None, typer.Option(help="Which value of the target counts as 1.")] = None,
-    dates: Annotated[str, typer.Option(help="How dates are written: day first, month first, or such as %d.%m.%y.")] = "",
+    dates: Annotated[str, typer.Option(help="How dates are written: 'day first', or such as %d.%m.%y.")] = "",
     use: Annotated[bool, typer.Option(help="Set data.card in params.yaml, so that `dvc repro` runs on it.")] = True,
     force: Annotated[bool, typer.Option(help="Replace a card of that name.")] = False,
 ):

@@ -56,10 +56,12 @@ def _outcomes(column, col):
     unknown = [value for value in counts if value.lower() in NOT_KNOWN]
     outcomes = {value: rows for value, rows in counts.items() if value not in unknown}
     if len(outcomes) > 1: return outcomes, unknown
-    if len(counts) == 2 and len(unknown) == 1 and unknown[0].lower() not in SIGNS: return counts, []     # open or closed
+    is_word = len(unknown) == 1 and unknown[0].lower() not in SIGNS     # such as open, beside closed
+    if len(counts) == 2 and is_word: return counts, []
     found = next(iter(outcomes), "all missing")
     blank = int(column.isna().sum())
-    hint = f"; {blank:,} rows have none: if that is the other outcome, write it into the file" if blank and outcomes else ""
+    hint = ""
+    if blank and outcomes: hint = f"; {blank:,} rows have none: if that is the other outcome, write it into the file"
     raise DataError(f"target '{col}' has one value ({found}): there is nothing to predict{hint}")
 
 # %% ../../nbs/data/13_card_draft.ipynb #32c267da

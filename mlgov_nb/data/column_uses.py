@@ -186,7 +186,7 @@ def _number_use(values, name):
         return Use(name, "left out", "it numbers the rows")
     if names_id(name) and whole and distinct > max(20, 0.2 * len(known)):
         return Use(name, "left out", "it identifies rows, by its name")
-    if names_time(name) and 20_000 < known.min() and known.max() < 60_000 and distinct > 10:
+    if names_time(name) and known.min() > 20_000 and known.max() < 60_000 and distinct > 10:
         look = "if these are days of a spreadsheet (45,000 is 2023-03-15), write them as dates to have a time"
         return Use(name, "numeric", f"numbers from {known.min():g} to {known.max():g}", look)
     if distinct <= (10 if whole else 2):

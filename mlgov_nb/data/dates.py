@@ -81,7 +81,7 @@ MONTH_PATTERNS = [f"{day}{clock}" for day in (
     "%a %d %b %Y", "%d %b %y", "%d.%b.%Y", "%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%b %y")
     for clock in ("", " %H:%M", " %H:%M:%S")]
 OTHER_PATTERNS = ["%Y.%m.%d", "%Y.%m.%d %H:%M:%S", "%Y%m%dT%H%M%S", "%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M",
-                  "%d%b%Y:%H:%M:%S", "%Y-%j", "%H:%M %d/%m/%Y", "%H:%M %m/%d/%Y", "%Y-%m-%d %I:%M %p", "%Y-%m-%d %I:%M:%S %p"]
+                  "%d%b%Y:%H:%M:%S", "%Y-%j", "%H:%M %d/%m/%Y", "%H:%M %m/%d/%Y", "%Y-%m-%d %I:%M %p"]
 DIGIT_PATTERNS = {6: "%Y%m", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 ENOUGH = 0.99       # of the distinct values must fit a spelling
 

@@ -28,7 +28,8 @@ EVENTS = word_set("""yes y true t 1 ja j oui o si sí s sim tak da positive pos 
 NO_EVENTS = word_set("""no n false f 0 nein non não nao nie niet negative neg legit legitimate genuine normal ok okay
     fine stayed stay stays staying existing current active retained remained remain kept loyal paid repaid good
     alive lived living benign ham healthy safe clean none never not rejected refused denied declined low below
-    under less lose loss failed fail on_time ontime punctual regular real ordinary control unsold gut faux falsch falso abgelehnt aktiv treu
+    under less lose loss failed fail on_time ontime punctual regular real ordinary control unsold gut faux falsch falso
+    abgelehnt aktiv treu
     bueno bon actif activo pagado bezahlt""")
 BAD_EVENTS = word_set("fail failed loss lose bad schlecht malo mauvais")     # asked about, beside its good opposite
 GOOD_OUTCOMES = word_set("good paid repaid alive survived pass passed success gut bueno bon")
@@ -162,8 +163,8 @@ def protected_attribute(
 PERSONAL_WORDS = word_set("""name first last firstname lastname surname fullname forename middle email mail phone
     telephone tel mobile fax address street vorname nachname prénom prenom nom nombre apellido apellidos
     téléphone telefon adresse straße strasse ssn passport iban username contact""")
-SURELY_PERSONAL = {"first name", "last name", "full name", "phone number", *word_set("""firstname lastname fullname surname
-    forename vorname nachname prénom apellido apellidos email telephone ssn iban passport""")}
+SURELY_PERSONAL = {"first name", "last name", "full name", "phone number", *word_set("""firstname lastname fullname
+    surname forename vorname nachname prénom apellido apellidos email telephone ssn iban passport""")}
 SHAPES = {"e-mail addresses": re.compile(r"[^@\s]+@[^@\s]+\.\w{2,}"),
           "telephone numbers": re.compile(r"(\+|00|\(?0)[\d ()/.-]{7,18}|\(\d{3}\) ?\d{3}-\d{4}|\d{3}-\d{3}-\d{4}"),
           "addresses": re.compile(r"(\d+\s+([A-Z][\w.]+\s?){1,4}|([A-ZÄÖÜ][\w.ßäöü]+\s?){1,3}\s\d+\w?)(,.*)?")}
