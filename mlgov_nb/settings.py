@@ -43,8 +43,9 @@ def nearest(
     known:Iterable[str], # Those that do
 )->str: # The end of a sentence; '' where no name is near
     "The name that was meant, as far as one can tell"
-    similar = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean '{similar[0]}'?" if similar else ""
+    by_lower_case = {other.casefold(): other for other in known}
+    similar = difflib.get_close_matches(str(name).casefold(), list(by_lower_case), 1)
+    return f"; did you mean '{by_lower_case[similar[0]]}'?" if similar else ""
 
 # %% ../nbs/00_settings.ipynb #b2d471aa
 class Strict(BaseModel):

@@ -79,7 +79,8 @@ def test_own_data_from_a_csv(fresh):
     awkward_customers(count).to_csv(fresh.root/"my.csv", index=False)
     output = fresh.run("mlgov card new my.csv --target churned").stdout
     assert "1 means churned = yes" in output and "time: signed_at" in output
-    assert "protected, guessed by name: gender, age" in output
+    assert "protected: gender, age" in output
+    fresh.edit("data/raw/my.yaml", "FILL IN: ", "")
     assert "6,000 rows fit the card, 0 are refused" in fresh.run("mlgov card check my").stdout
 
     fresh.edit("params.yaml", "sample: 0.35", "sample: 1.0")

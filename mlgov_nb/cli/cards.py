@@ -6,6 +6,7 @@
 __all__ = ['card_check', 'card_new']
 
 # %% ../../nbs/cli/04_cards.ipynb #1a33b1f0
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,22 +14,32 @@ import typer
 
 from .console import cards, open_project, print_line
 from ..data.card import card_path, load_card
-from ..settings import project_root
+from ..settings import MlgovError
+
+# %% ../../nbs/cli/04_cards.ipynb #f7f8139d
+def _fault_list(where, faults):
+    "The message on all faults of a card, each on a line of its own"
+    count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return "\n".join([f"{where}: {count}", *(f"  - {fault}" for fault in faults)])
 
 # %% ../../nbs/cli/04_cards.ipynb #ac1960f0
 @cards.command("check")
 def card_check(
     name: Annotated[str, typer.Argument(help="A card of data/raw.")],
 ):
-    "Check a dataset card against its file."
-    from mlgov_nb.data.prepare import prepare
-    from mlgov_nb.data.read import read_rows
-    root = project_root()
-    card = load_card(card_path(root, name))
-    rows, refused = prepare(read_rows(root/"data"/"raw"/card.path), card, labelled=True, where=card.path)
-    labelled = rows[card.target.name].notna().mean()
-    print_line(f"{name}: {len(rows):,} rows fit the card, {len(refused):,} are refused; "
-               f"{labelled:.0%} have a label; features {', '.join(card.features)}")
+    "Check a dataset card against its file and the policy: everything that a later stage would refuse."
+    from mlgov_nb.pipeline.card_check import check_card
+    root, params = open_project()
+    checked = check_card(root, params, load_card(card_path(root, name)))
+    print_line(f"{name}: {checked.fits:,} rows fit the card, {checked.refused:,} are refused; "
+               f"{checked.labelled:.0%} have a label; features {', '.join(checked.card.features)}")
+    for look in checked.looks: print_line(f"  look: {look}", "yellow")
+    if checked.faults: raise MlgovError(_fault_list(f"data/raw/{name}.yaml", checked.faults))
+
+# %% ../../nbs/cli/04_cards.ipynb #5f6b0897
+def _ask(target, values, guess):
+    "Ask at the terminal which of two outcomes counts as 1"
+    return typer.prompt(f"Which value of '{target}' counts as 1: {' or '.join(values)}?", default=guess)
 
 # %% ../../nbs/cli/04_cards.ipynb #8b2f4a33
 @cards.command("new")
@@ -37,15 +48,19 @@ def card_new(
     target: Annotated[str, typer.Option(help="The column to predict.")],
     name: Annotated[str | None, typer.Option(help="The card's name; default: the file's.")] = None,
     positive: Annotated[str | None, typer.Option(help="Which value of the target counts as 1.")] = None,
+    dates: Annotated[str, typer.Option(help="How dates are written: 'day first', or such as %d.%m.%y.")] = "",
     use: Annotated[bool, typer.Option(help="Set data.card in params.yaml, so that `dvc repro` runs on it.")] = True,
     force: Annotated[bool, typer.Option(help="Replace a card of that name.")] = False,
 ):
-    "Draft a dataset card for any file; edit it, then run `dvc repro`."
-    from mlgov_nb.data.card_draft import draft_card
+    "Draft a dataset card for any file, with a page to review; edit it, then run `dvc repro`."
+    from mlgov_nb.data.card_draft import Wishes, draft_card
+    from mlgov_nb.pipeline.card_page import write_card_page
     root, _ = open_project()
-    card_file, notes = draft_card(root, file, target, name, positive, use, force)
-    print_line(f"drafted {card_file.relative_to(root)}", "green")
-    for note in notes:
-        print_line(f"  {note}")
-    after = "" if use else f" after setting data.card: {card_file.stem} in params.yaml"
-    print_line(f"next: read and edit the card, then `dvc repro`{after}")
+    wishes = Wishes(positive, dates, _ask if sys.stdin.isatty() else None)
+    drafted = draft_card(root, file, target, name, wishes, use, force)
+    page = write_card_page(drafted)
+    print_line(f"drafted {drafted.card.relative_to(root)}; to review: {page.relative_to(root)}", "green")
+    for note in drafted.notes: print_line(f"  {note}")
+    for look in drafted.looks: print_line(f"  look: {look}", "yellow")
+    after = "" if use else f" after setting data.card: {drafted.card.stem} in params.yaml"
+    print_line(f"next: read and edit the card, `mlgov card check {drafted.card.stem}`, then `dvc repro`{after}")

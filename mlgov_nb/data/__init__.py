@@ -12,12 +12,15 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "card": ["Card", "card_path", "load_card", "own_name", "raw_name", "Reading"],
     "values": ["as_category", "as_times", "categories", "category_name", "DataError", "has_value", "holds_numbers",
-               "holds_text", "MissingColumn", "need_columns", "number_spelling", "numbers", "to_arrow", "with_columns"],
+               "holds_text", "MISSING", "MissingColumn", "need_columns", "number_spelling", "numbers", "to_arrow", "with_columns"],
     "table": ["files_of", "foreign_format", "open_table", "open_tables", "PACKED", "source_name", "Table"],
     "read": ["read_raw", "read_rows", "write_rows"],
     "prepare": ["ids_of", "Prepared", "read_prepared"],
     "groups": ["band", "cross", "group_name", "plain_subject", "subject_name"],
     "split": ["content_hash", "describe", "same_season", "Window"],
     "labels": ["join_labels", "LabelReport", "read_labels"],
-    "card_draft": ["draft_card"],
+    "dates": ["word_set"],
+    "leakage": ["alone_scores", "find_leaks", "Leak", "LEAK", "sample_labelled", "source_columns"],
+    "column_uses": ["Use"],
+    "card_draft": ["draft_card", "Drafted", "Wishes"],
 })

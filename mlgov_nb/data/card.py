@@ -66,6 +66,11 @@ class Protected(Strict):
         if edges != sorted(set(edges)): raise ValueError("bands must be increasing")
         return edges
 
+    @field_validator("privileged", mode="before")
+    @classmethod
+    def _group_as_text(cls, group):
+        return str(group) if isinstance(group, (bool, int, float)) else group
+
 # %% ../../nbs/data/00_card.ipynb #9590fb05
 class Phrase(Strict):
     "How a reason is worded; `{value}` is replaced by the row's value"
@@ -197,7 +202,7 @@ def raw_name(
 def _with_own_names(content):
     "The content of a card in which every column has its own name"
     named = dict(content)
-    for key in ("id", "time"):
+    for key in ("id", "time", "unit"):
         if isinstance(named.get(key), str): named[key] = own_name(named[key])
     for key in ("numeric", "categorical"):
         if isinstance(named.get(key), list): named[key] = [own_name(str(name)) for name in named[key]]
@@ -223,7 +228,7 @@ def _check_names(card, reserved):
     if repeated := sorted({name for name in features if features.count(name) > 1}):
         raise ValueError(f"features listed twice: {repeated}")
     if clash := sorted(reserved & set(features)):
-        raise ValueError(f"{clash} cannot be features: they are the id, the time or the target")
+        raise ValueError(f"{clash} cannot be features: they are the id, the unit, the time or the target")
     columns = {*features, *(attribute.column for attribute in card.protected.values())}
     if card.target.name in TAKEN: raise ValueError(f"target.name '{card.target.name}' is taken; give it another name")
     if {"subject", own_name("subject")} & columns:
@@ -270,7 +275,7 @@ def _check_explanations(card):
 # %% ../../nbs/data/00_card.ipynb #ef9e0f64
 def _check_card(card):
     "What the parts of a card require of each other"
-    reserved = {card.id, card.time, card.target.name} - {None}
+    reserved = {card.id, card.unit, card.time, card.target.name} - {None}
     _check_names(card, reserved)
     _check_protected(card, reserved)
     _check_explanations(card)
@@ -299,6 +304,7 @@ class Card(Strict):
     use: str = ""                     # what a model on this data may be used for
     target: Target
     id: str
+    unit: str | None = None           # whose rows these are, where several rows are of one person or thing
     time: str | None = None
     numeric: list[str] = []
     categorical: list[str] = []
@@ -313,7 +319,10 @@ class Card(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _own_names(cls, content):
+    def _read_content(cls, content):
+        if isinstance(content, dict) and "weight" in content:
+            raise ValueError("weight: survey weights are not supported: figures are of rows, not of the population; "
+                             "take the line out, and leave the column of weights out of the features")
         return _with_own_names(content) if isinstance(content, dict) else content
 
     @model_validator(mode="after")

@@ -170,16 +170,17 @@ def _refusals(rows, unreadable, card):
 # %% ../../nbs/data/05_prepare.ipynb #f2e0555c
 def _with_own_names(df, card):
     "Raw rows in which the card's columns have their names of the inside; target expressions still find the raw ones"
-    names = {*card.features, card.id, card.time, *(attribute.column for attribute in card.protected.values())} - {None}
+    names = {*card.features, card.id, card.time, card.unit, *(attribute.column for attribute in card.protected.values())} - {None}
     apart = [name for name in names if name != raw_name(name) and name not in df and raw_name(name) in df]
     return with_columns(df, {name: df[raw_name(name)] for name in apart}) if apart else df
 
 # %% ../../nbs/data/05_prepare.ipynb #8dab77c3
-def _need_card_columns(df, card, where):
+def _need_card_columns(df, card, labelled, where):
     "Raise `MissingColumn` unless every column that the card needs is there"
     have = set(df.columns)
     needed = {card.id, card.time, *card.features} - {None}
     missing = needed - have
+    if labelled and card.unit and card.unit not in have: missing.add(card.unit)
     for name, attribute in card.protected.items():
         if not {attribute.column, name} & have: missing.add(attribute.column)
     if missing: raise MissingColumn(sorted(map(raw_name, missing)), df.columns, where)
@@ -208,6 +209,7 @@ def _typed_columns(df, card, where):
     "The card's columns in its types, and for each column that was parsed a mask of values that do not fit"
     columns, unreadable = {card.id: ids_of(df[card.id], where)}, {}
     reading = card.reading
+    if card.unit in df: columns[card.unit] = as_category(df[card.unit], reading)
     if card.time: columns[card.time], unreadable[card.time] = parse_times(df[card.time], card.time, where, reading)
     for name in card.numeric: columns[name], unreadable[name] = parse_numbers(df[name], name, where, reading)
     for name in card.categorical: columns[name] = as_category(df[name], reading)
@@ -234,7 +236,7 @@ def prepare(
 )->tuple[pd.DataFrame, pd.DataFrame]: # Rows with the card's columns and the target; refused rows with `reason`
     "Check raw rows against the card: id, time, features, protected attributes, target; nothing is dropped silently"
     df = _with_own_names(df.reset_index(drop=True), card)
-    _need_card_columns(df, card, where)
+    _need_card_columns(df, card, labelled, where)
     columns, unreadable = _typed_columns(df, card, where)
     columns[card.target.name] = _target(df, card, labelled, where)
     for name in keep:

@@ -92,21 +92,27 @@ def _cut_by_time(rows, card):
                             f"{card.time} runs from {times.min()} to {times.max()}")
     return past, windows
 
+# %% ../../nbs/data/06_split.ipynb #5d1c0e7a
+def _unit_keys(df, card):
+    "What may not be torn apart: the unit of each row where the card names one and the row has it, otherwise its id"
+    ids = df[card.id].astype(str)
+    if card.unit not in df: return ids
+    return ("unit " + df[card.unit].astype("str")).where(df[card.unit].notna(), ids)
+
 # %% ../../nbs/data/06_split.ipynb #4cd751f3
 def _hold_out(df, card, share, seed):
-    "Mask of a seeded random `share` of the rows, independent of their order"
-    order = df[card.id].astype(str).sort_values(kind="stable").index
-    mask = pd.Series(False, index=df.index)
-    mask[order[np.random.default_rng(seed).random(len(df)) < share]] = True
-    return mask
+    "Mask of a seeded random `share` of the units, independent of the order of the rows"
+    keys = _unit_keys(df, card)
+    distinct = keys.drop_duplicates().sort_values(kind="stable")
+    return keys.isin(distinct[np.random.default_rng(seed).random(len(distinct)) < share])
 
 # %% ../../nbs/data/06_split.ipynb #87770139
 def _check_trainable(df, card, part):
     "A model and an audit need labels, and labels of both classes"
     y = df[card.target.name].dropna()
-    if y.empty: raise DataError(f"card {card.name}: the {part} rows have no label (target '{card.target.expr}')")
+    if y.empty: raise DataError(f"card {card.name}: the {part} rows have no label (target '{card.target.words}')")
     if y.nunique() < 2:
-        raise DataError(f"card {card.name}: the target '{card.target.expr}' has one class ({y.iloc[0]:g}) "
+        raise DataError(f"card {card.name}: the target '{card.target.words}' has one class ({y.iloc[0]:g}) "
                         f"in the {part} rows; a model needs both")
 
 # %% ../../nbs/data/06_split.ipynb #b92846db

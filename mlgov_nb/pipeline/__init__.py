@@ -23,4 +23,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "drift_check": ["Answer", "drift_of"],
     "label_requests": ["answer", "ask", "Question", "question"],
     "set_aside": ["same_inputs"],
+    "card_check": ["check_card", "Checked"],
+    "card_page": ["drafted_page", "write_card_page"],
 })

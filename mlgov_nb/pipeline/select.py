@@ -25,6 +25,7 @@ from ..model.encoding import codes
 from ..model.outliers import fit_outliers, to_arrays
 from .scope import made_by, pipeline_card, policy_limits, scope, write_plot
 from ..settings import Params
+from ..stats.leakage import leakage_measures
 from ..stats.measures import Measure, measure_value, measures_of, number, rate, record, words
 from ..stats.quality import quality
 from ..verdict.evidence import evidence_of, policy_of
@@ -185,10 +186,11 @@ def _candidate_plot(out, records, by, card):
     write_plot(out, "candidates", rows)
 
 # %% ../../nbs/pipeline/03_select.ipynb #46d3e86b
-def _data_measures(root):
-    "Measures of the data that the candidates were trained on"
+def _data_measures(root, card):
+    "Measures of the data that the candidates were trained on: rows set aside, and the feature that knows most alone"
     summary = json.loads((root/"data/ingested/ingest.json").read_text())
-    return [rate("set_aside_share", "all rows", summary["refused"], summary["read"])]
+    leakage = leakage_measures(read_rows(root/"data/split/train.parquet"), card)
+    return [rate("set_aside_share", "all rows", summary["refused"], summary["read"]), leakage[-1]]
 
 # %% ../../nbs/pipeline/03_select.ipynb #960c56c7
 def _measured(candidates, ref, card, params, of_data):
@@ -215,7 +217,7 @@ def select_stage(
     ref = read_rows(root/"data/split/reference.parquet")
     candidates = {name: load(root/"models"/name) for name in params.candidates}
     origin = selected_by(params, card)
-    measured = _measured(candidates, ref, card, params, _data_measures(root))
+    measured = _measured(candidates, ref, card, params, _data_measures(root, card))
     content = to_json([{**each, "made_by": origin} for each in measured])
     records = json.loads(content)
     verdict = selection(records, params, card)

@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "confusion", "delong", "log_odds", "logistic", "regression_measures", "worth",
     ],
     "two_sample": ["Domain", "domain_classifier", "js_of_auc", "Mmd", "mmd"],
+    "leakage": ["leak_limit", "leak_measure", "leakage_measures"],
     "conditions": [
         "axes_of", "axis_pairs", "batch_sizes", "condition_texts", "rows_matching", "sums_over_conditions",
     ],
