@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TAKEN', 'OWN_PREFIX', 'Target', 'Protected', 'Phrase', 'Actionable', 'Split', 'Strange', 'Reading', 'own_name',
-           'raw_name', 'Card', 'load_card', 'card_path']
+           'raw_name', 'unservable', 'Card', 'load_card', 'card_path']
 
 # %% ../../nbs/data/00_card.ipynb #9117c689
 import codecs
@@ -132,7 +132,7 @@ class Strange(Strict):
 # %% ../../nbs/data/00_card.ipynb #71a66fb4
 class Reading(Strict):
     "How the cells of a file are to be read, where the file itself does not tell"
-    separator: str | None = Field(None, min_length=1, max_length=1)     # of a CSV file; None: found in the file
+    separator: str | None = Field(default=None, min_length=1, max_length=1)     # of a CSV file; None: found in the file
     encoding: str | None = None                                # of a CSV file, such as 'latin-1'; None: found
     missing: list[str] | dict[str, list[str]] = []             # texts that mean 'no value'; or such texts by column
     decimal: Literal[".", ","] = "."
@@ -198,6 +198,13 @@ def raw_name(
     bare = name.removeprefix(OWN_PREFIX)
     return bare if own_name(bare) == name else name
 
+# %% ../../nbs/data/00_card.ipynb #7b0c141c
+def unservable(
+    names:list[str], # Columns
+)->list[str]: # Those that no request can carry
+    "Names that cannot be fields of a JSON request"
+    return sorted(name for name in names if re.search(r'[\\"\x00-\x1f]', name))
+
 # %% ../../nbs/data/00_card.ipynb #f637c8ee
 def _with_own_names(content):
     "The content of a card in which every column has its own name"
@@ -207,7 +214,8 @@ def _with_own_names(content):
     for key in ("numeric", "categorical"):
         if isinstance(named.get(key), list): named[key] = [own_name(str(name)) for name in named[key]]
     for key in ("columns", "phrases", "actionable"):
-        if isinstance(named.get(key), dict): named[key] = {own_name(str(name)): each for name, each in named[key].items()}
+        if not isinstance(named.get(key), dict): continue
+        named[key] = {own_name(str(name)): each for name, each in named[key].items()}
     if not isinstance(named.get("protected"), dict): return named
     return named | dict(protected={name: _attribute_with_own_names(each) for name, each in named["protected"].items()})
 

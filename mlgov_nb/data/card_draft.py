@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from .card import Protected, Reading, load_card
+from .card import Protected, Reading, load_card, unservable
 from .column_uses import Rows, Use, attribute_bands, column_types, guess_uses, proxies_of
 from .dates import date_spelling, name_words
 from .meaning import positive_of
@@ -404,7 +404,9 @@ def _write_card(card, text, file):
     "Write a card under its final name, once it is known to be valid"
     draft = write_atomic(card.parent/f"{card.stem}.draft", text)
     try:
-        load_card(draft)
+        drafted = load_card(draft)
+        odd = unservable([*drafted.features, *(attribute.column for attribute in drafted.protected.values())])
+        if odd: raise DataError(f"columns {odd} hold a backslash, a quotation mark or a control character; rename them")
     except MlgovError as error:
         draft.unlink()
         raise DataError(f"{file}: no usable card can be drafted: {error}") from None

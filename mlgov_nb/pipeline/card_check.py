@@ -9,7 +9,7 @@ __all__ = ['MOST_GROUPS', 'SUBJECTS', 'unfilled', 'policy_faults', 'leak_faults'
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
-from ..data.card import Card
+from ..data.card import Card, unservable
 from ..data.leakage import find_leaks, source_columns
 from ..data.prepare import read_prepared
 from ..data.split import split
@@ -28,7 +28,9 @@ def _listed(names, most=12):
 # %% ../../nbs/pipeline/12_card_check.ipynb #09c9fb2b
 def _no_such(where, what, name, known):
     "The sentence on a name that does not exist"
-    return f"{where}: there is no {what} {name!r}; there are {_listed(sorted(known))}{nearest(name, known)}"
+    hint = nearest(name, known).removeprefix("; ")
+    meant = f" ({hint})" if hint else ""
+    return f"{where}: there is no {what} {name!r}{meant}; there are {_listed(sorted(known))}"
 
 # %% ../../nbs/pipeline/12_card_check.ipynb #5d4525e1
 def unfilled(
@@ -76,6 +78,13 @@ def _source_faults(card, columns):
     sources = [name for name in source_columns(card, columns) if name in card.features]
     return [f"{name} is among the features and the target is computed from it ({card.target.words}): take it out"
             for name in sources]
+
+# %% ../../nbs/pipeline/12_card_check.ipynb #e42df7e8
+def _name_faults(card):
+    "Columns that no request to the service can carry"
+    used = [*card.features, *(attribute.column for attribute in card.protected.values())]
+    return [f"{name!r} holds a backslash, a quotation mark or a control character, which a field of a request cannot; "
+            "rename the column in the data and the card" for name in unservable(used)]
 
 # %% ../../nbs/pipeline/12_card_check.ipynb #cb9db1b8
 SUBJECTS = ["*", "parity", "all rows", "all columns", "features", "score", "slices", "domain classifier",
@@ -194,7 +203,7 @@ def check_card(
     columns = list(dict.fromkeys(name for table in open_tables(source, card.reading) for name in table.names))
     prepared = read_prepared(source, card, labelled=True, where=card.path)
     rows = prepared.rows
-    faults = unfilled(card) + _source_faults(card, columns)
+    faults = unfilled(card) + _source_faults(card, columns) + _name_faults(card)
     faults += _refused_faults(prepared, policy_limits(params, card))
     looks = [*prepared.notes, *_refusal_sentences(prepared, card)]
     if rows.empty: return Checked(card, 0, len(prepared.refused), 0.0, [*faults, "no row is left"], looks)

@@ -8,7 +8,6 @@ __all__ = ['MAX_TEXT', 'LARGEST_NUMBER', 'SHOWN_CATEGORIES', 'MALFORMED', 'BadRe
            'read_native']
 
 # %% ../../nbs/serve/01_request.ipynb #df0cf26b
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import astuple
 import msgspec
 
-from ..data.card import Card, own_name, raw_name
+from ..data.card import Card, own_name, raw_name, unservable
 from ..html import markdown_text
 from ..settings import MlgovError
 
@@ -142,7 +141,7 @@ class Schema:
 # %% ../../nbs/serve/01_request.ipynb #5ea16ebc
 def _check_spelling(schema, card):
     "Refuse a model whose columns cannot be fields of a request"
-    odd = sorted(name for name in schema.columns if re.search(r'[\\"\x00-\x1f]', name))
+    odd = unservable(schema.columns)
     if odd:
         raise MlgovError(f"card {card.name}: columns {odd} hold a backslash, a quotation mark or a control character, "
                          "which a field of a request cannot; rename them in the data and the card, then train again")

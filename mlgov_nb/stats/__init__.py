@@ -11,7 +11,7 @@ import lazy_loader
 # %% ../../nbs/stats/index.ipynb #a0ed64f3
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "measures": [
-        "as_measure", "bound_numbers", "change", "indexed", "mean", "Measure", "measure", "measure_value",
+        "as_measure", "bound_numbers", "change", "indexed", "KNOWN", "mean", "Measure", "measure", "measure_value",
         "measures_of", "number", "percentiles", "rate", "ratio", "record", "redraw", "schema",
         "unknown_measure", "wilson", "words", "Z95",
     ],
