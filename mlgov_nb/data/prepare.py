@@ -170,7 +170,8 @@ def _refusals(rows, unreadable, card):
 # %% ../../nbs/data/05_prepare.ipynb #f2e0555c
 def _with_own_names(df, card):
     "Raw rows in which the card's columns have their names of the inside; target expressions still find the raw ones"
-    names = {*card.features, card.id, card.time, card.unit, *(attribute.column for attribute in card.protected.values())} - {None}
+    protected = [attribute.column for attribute in card.protected.values()]
+    names = {*card.features, card.id, card.time, card.unit, *protected} - {None}
     apart = [name for name in names if name != raw_name(name) and name not in df and raw_name(name) in df]
     return with_columns(df, {name: df[raw_name(name)] for name in apart}) if apart else df
 
