@@ -211,10 +211,11 @@ def _encoding_of(source):
         while block:
             letters.add(block)
             block = readable.read(1 << 22)         # a fault is told when the rows before it are read
-    if letters.broken <= letters.valid / 10: return "utf-8", bool(letters.quotes % 2)    # a few broken bytes are damage, not another encoding
+    open_quote = bool(letters.quotes % 2)
+    if letters.broken <= letters.valid / 10: return "utf-8", open_quote   # a few broken bytes are damage
     undefined = {0x81, 0x8d, 0x8f, 0x90, 0x9d}
-    windows = letters.controls and not letters.controls & undefined
-    return "windows-1252" if windows else "latin-1", bool(letters.quotes % 2)
+    is_windows = letters.controls and not letters.controls & undefined
+    return "windows-1252" if is_windows else "latin-1", open_quote
 
 # %% ../../nbs/data/02_table.ipynb #03baa910
 @dataclass
