@@ -30,7 +30,7 @@ def card_check(
     "Check a dataset card against its file and the policy: everything that a later stage would refuse."
     from mlgov_nb.pipeline.card_check import check_card
     root, params = open_project()
-    checked = check_card(root, params, load_card(card_path(root, name)))
+    checked = check_card(root, params, load_card(card_path(root, name, "card check")))
     print_line(f"{name}: {checked.fits:,} rows fit the card, {checked.refused:,} are refused; "
                f"{checked.labelled:.0%} have a label; features {', '.join(checked.card.features)}")
     for look in checked.looks: print_line(f"  look: {look}", "yellow")
@@ -43,12 +43,14 @@ def _ask(target, values, guess):
 
 # %% ../../nbs/cli/04_cards.ipynb #8b2f4a33
 @cards.command("new")
-def card_new(
+def card_new( # noqa: PLR0913 - a command's options
     file: Annotated[Path, typer.Argument(help="A CSV or Parquet file.")],
     target: Annotated[str, typer.Option(help="The column to predict.")],
     name: Annotated[str | None, typer.Option(help="The card's name; default: the file's.")] = None,
     positive: Annotated[str | None, typer.Option(help="Which value of the target counts as 1.")] = None,
     dates: Annotated[str, typer.Option(help="How dates are written: 'day first', or such as %d.%m.%y.")] = "",
+    separator: Annotated[str | None, typer.Option(help="Of a CSV file, where the wrong one is found.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of a CSV file, where the wrong one is found.")] = None,
     use: Annotated[bool, typer.Option(help="Set data.card in params.yaml, so that `dvc repro` runs on it.")] = True,
     force: Annotated[bool, typer.Option(help="Replace a card of that name.")] = False,
 ):
@@ -56,7 +58,7 @@ def card_new(
     from mlgov_nb.data.card_draft import Wishes, draft_card
     from mlgov_nb.pipeline.card_page import write_card_page
     root, _ = open_project()
-    wishes = Wishes(positive, dates, _ask if sys.stdin.isatty() else None)
+    wishes = Wishes(positive, dates, separator, encoding, _ask if sys.stdin.isatty() else None)
     drafted = draft_card(root, file, target, name, wishes, use, force)
     page = write_card_page(drafted)
     print_line(f"drafted {drafted.card.relative_to(root)}; to review: {page.relative_to(root)}", "green")

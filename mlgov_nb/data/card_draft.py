@@ -36,6 +36,8 @@ class Wishes:
     "What the caller knows of a file, and whom to ask"
     positive: str | None = None      # which value of the target counts as 1
     dates: str = ""                  # how dates are written, as `reading.dates`
+    separator: str | None = None     # of a CSV file, where the wrong one is found
+    encoding: str | None = None      # of a CSV file, where the wrong one is found
     ask: Callable[[str, list[str], str], str] | None = None     # target, its two values, the guess: the answer
 
 # %% ../../nbs/data/13_card_draft.ipynb #2ca7a4a0
@@ -478,10 +480,12 @@ def draft_card(
     "Copy the file under `data/raw`, draft its card, and point params.yaml at it"
     root, file = Path(root), Path(file)
     parse_model(Reading, dict(dates=wishes.dates), "--dates")
-    raw = read_raw(file)
+    stated = dict(separator=wishes.separator, encoding=wishes.encoding)
+    raw = read_raw(file, parse_model(Reading, stated, "--separator, --encoding"), wanted=[target])
     need_columns([target], raw.frame, str(file))
     card, name = _new_card(root, file, name, force)
     seen = _with_id(_understand(raw, target, wishes))
+    if any(stated.values()): seen = replace(seen, reading=seen.reading.model_copy(update=stated))
     time = next((name for name, use in seen.uses.items() if use.use == "time"), None)
     windows = guess_windows(seen.frame[time], seen.reading) if time else {}
     path = _place(root, file, seen, name)
