@@ -16,7 +16,7 @@ import typer
 from .console import AUDIT, COLOURS, EXIT_CODES, EXPLAIN, LOOK
 from .console import add_row, app, open_project, print_json, print_line, print_table, print_verdict
 from .console import renamed_command, terminal_text
-from ..data.card import Reading, card_path, load_card
+from ..data.card import Reading, card_path, load_card, own_name
 from ..settings import MlgovError, load_params, parse_model, project_root
 
 # %% ../../nbs/cli/02_audits.ipynb #d22c3e9b
@@ -92,6 +92,7 @@ def profile( # noqa: PLR0913 - a command's options
     for note in notes:
         print_line(note, "dim")
     columns = _counted(files, bins, kinds, dask, how)
+    if described: columns = {own_name(name): column for name, column in columns.items()}
     for name, column in columns.items():
         if column.strays: print_line(f"{name}: {column.strays:,} cells are no numbers and count as missing", "yellow")
     _write_profile(out, columns)

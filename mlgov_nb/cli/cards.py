@@ -14,7 +14,7 @@ import typer
 
 from .console import cards, open_project, print_line
 from ..data.card import card_path, load_card
-from ..settings import MlgovError
+from ..settings import MlgovError, load_params
 
 # %% ../../nbs/cli/04_cards.ipynb #f7f8139d
 def _fault_list(where, faults):
@@ -41,6 +41,14 @@ def _ask(target, values, guess):
     "Ask at the terminal which of two outcomes counts as 1"
     return typer.prompt(f"Which value of '{target}' counts as 1: {' or '.join(values)}?", default=guess)
 
+# %% ../../nbs/cli/04_cards.ipynb #8741f6a3
+def _faults_of_draft(root, drafted):
+    "What `card check` would refuse in a draft, but for texts to fill in"
+    from mlgov_nb.pipeline.card_check import check_card
+    try: checked = check_card(root, load_params(root/"params.yaml"), load_card(drafted.card))
+    except MlgovError as error: return [str(error)]
+    return [fault for fault in checked.faults if "not filled in yet" not in fault]
+
 # %% ../../nbs/cli/04_cards.ipynb #8b2f4a33
 @cards.command("new")
 def card_new( # noqa: PLR0913 - a command's options
@@ -64,5 +72,6 @@ def card_new( # noqa: PLR0913 - a command's options
     print_line(f"drafted {drafted.card.relative_to(root)}; to review: {page.relative_to(root)}", "green")
     for note in drafted.notes: print_line(f"  {note}")
     for look in drafted.looks: print_line(f"  look: {look}", "yellow")
+    for fault in _faults_of_draft(root, drafted): print_line(f"  look: {fault}", "yellow")
     after = "" if use else f" after setting data.card: {drafted.card.stem} in params.yaml"
     print_line(f"next: read and edit the card, `mlgov card check {drafted.card.stem}`, then `dvc repro`{after}")

@@ -83,13 +83,19 @@ def _class_of(outcomes, col, wishes):
 def _binary(df, col, outcomes, unknown, wishes):
     "A target of two classes"
     positive, doubt = _class_of(outcomes, col, wishes)
-    negative = [value for value in outcomes if value != positive]
+    spelled = [value for value in outcomes if value != positive and value.casefold() == positive.casefold()]
+    negative = [value for value in outcomes if value != positive and value not in spelled]
+    unknown = [*unknown, *spelled]
+    if not negative: raise DataError(f"target '{col}' has one value ({positive}), spelled in several ways")
     labels = as_category(df[col]).map({positive: 1.0, **dict.fromkeys(negative, 0.0)}).astype(float)
     section = dict(column=col, positive=[positive], negative=negative)
     if unknown: section["unlabelled"] = unknown
     note = f"target: binary, 1 means {col} = {positive} ({outcomes[positive]:,} of {sum(outcomes.values()):,} rows)"
     others = "" if len(negative) == 1 else f"; 0 means {', '.join(negative[:5])}"
     look = f"{doubt}; choose with --positive" if doubt else ""
+    if spelled:
+        shown = ", ".join(map(repr, spelled))
+        look = f"{shown} differs from {positive!r} only by case: listed as unlabelled; is it the same?"
     told = f"; {', '.join(map(repr, unknown))} means that the outcome is not known" if unknown else ""
     return TargetGuess(task_of("binary"), section, labels, note + others + told, look)
 

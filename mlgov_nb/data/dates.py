@@ -71,7 +71,9 @@ class DateSpelling:
     doubt: str = ""             # what the values leave open
 
 # %% ../../nbs/data/08_dates.ipynb #bc5b69c3
-NO_DATE = re.compile(r"0{4}[-/.]?00[-/.]?00.*|00[-/.]00[-/.]0{4}.*|\?|-+|\.|\\N|\(null\)|null|na|n/a|none|nat|unknown",
+NO_DATE = re.compile(r"0{4}[-/.]?00[-/.]?00.*|00[-/.]00[-/.]0{4}.*|\?|-+|\.|\\N|\(null\)|null|na|n/a|none|nat|unknown"
+                     # dates that programs write where there is none
+                     r"|(9999|2999|0001)[-/.]?\d\d[-/.]?\d\d.*|(1900|1970|1753)-01-01([T ]00:00(:00)?.*)?",
                      re.I)
 ISO_DATE = re.compile(r"\d{4}-\d{2}(-\d{2}([T ].*)?)?|\d{4}/\d{1,2}/\d{1,2}.*|\d{4}-?W\d{2}(-?\d)?")
 DAY_AND_MONTH = re.compile(r"(\d{1,2})([./-])(\d{1,2})[./-](\d{4}|\d{2})(\D.*)?")

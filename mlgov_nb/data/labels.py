@@ -22,7 +22,7 @@ from .card import Card, raw_name
 from .prepare import ids_of, target_values, undeclared_values
 from .values import MISSING, DataError, MissingColumn, as_category
 from .read import read_raw, typed, typed_rows
-from .values import as_times, end_of_day, has_value, holds_numbers, need_columns, with_columns
+from .values import as_times, end_of_day, has_value, holds_numbers, need_columns, numbers, with_columns
 
 # %% ../../nbs/data/07_labels.ipynb #108febdd
 def _id_text(ids, position):
@@ -69,8 +69,9 @@ def _checked_labels(values, ids, card, where):
 
 # %% ../../nbs/data/07_labels.ipynb #dab66923
 def _words_as_numbers(values, card):
-    "Labels in which the card's words for the outcomes are 1 and 0"
+    "Labels in which the card's words for the outcomes are 1 and 0; numbers and truth values mean themselves"
     words = dict.fromkeys(card.target.positive, "1") | dict.fromkeys(card.target.negative, "0")
+    words = {word: label for word, label in words.items() if numbers(pd.Series([word], dtype="str"))[1].all()}
     return values.replace(words) if words and values.dtype in ("str", object) else values
 
 # %% ../../nbs/data/07_labels.ipynb #6ea68525
@@ -138,7 +139,8 @@ def _declared_labels(df, ids, card, where):
 # %% ../../nbs/data/07_labels.ipynb #625815aa
 def _observed(values, ids, card, where):
     "When each label was observed, without a zone; missing is NaT"
-    times = as_times(values, card.reading)
+    times = as_times(values, card.reading.model_copy(update=dict(dates="")))
+    times = times.fillna(as_times(values, card.reading))      # as ISO 8601, or as in the rows
     bad = (has_value(values, card.reading) & times.isna()).to_numpy()
     _refuse_first(bad, values, ids, "observed_at", "a date or a time such as 2024-07-01", where)
     return times

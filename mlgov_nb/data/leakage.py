@@ -182,7 +182,7 @@ def _together(df, family, y, decides, reading):
     "How well several columns together tell the outcome: a sum of what each tells, cross-fitted"
     first = _halves(len(y))
     parts = [cross_fitted(group_codes(df[name], reading), y) for name in family]
-    parts += [df[name].fillna(df[name].mean()).to_numpy(float) for name in family if holds_numbers(df[name])]
+    parts += [df[name].fillna(df[name].mean()).fillna(0).to_numpy(float) for name in family if holds_numbers(df[name])]
     table = np.column_stack([np.ones(len(y)), *parts])
     predicted = np.empty(len(y))
     for half in (first, ~first):

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .card import Card, raw_name
+from .card import Card, own_name, raw_name
 from .groups import groups
 from .read import read_raw, typed_rows
 from .values import DataError, MissingColumn, as_category, categories, category_name, holds_numbers
-from .table import source_name
+from .table import open_tables, source_name
 from .values import numbers, parse_numbers, parse_times, with_columns
 
 # %% ../../nbs/data/05_prepare.ipynb #667ec0aa
@@ -176,15 +176,15 @@ def _with_own_names(df, card):
     return with_columns(df, {name: df[raw_name(name)] for name in apart}) if apart else df
 
 # %% ../../nbs/data/05_prepare.ipynb #8dab77c3
-def _need_card_columns(df, card, labelled, where):
+def _need_card_columns(names, card, labelled, where):
     "Raise `MissingColumn` unless every column that the card needs is there"
-    have = set(df.columns)
-    needed = {card.id, card.time, *card.features} - {None}
-    missing = needed - have
-    if labelled and card.unit and card.unit not in have: missing.add(card.unit)
+    there = {*names, *map(own_name, names)}
+    needed = {card.id, card.time, *card.features, card.unit if labelled else None} - {None}
+    missing = needed - there
     for name, attribute in card.protected.items():
-        if not {attribute.column, name} & have: missing.add(attribute.column)
-    if missing: raise MissingColumn(sorted(map(raw_name, missing)), df.columns, where)
+        if not {attribute.column, name} & there: missing.add(attribute.column)
+    missing -= {name for name in missing if raw_name(name) in there}
+    if missing: raise MissingColumn(sorted(map(raw_name, missing)), names, where)
 
 # %% ../../nbs/data/05_prepare.ipynb #1353b93d
 def ids_of(
@@ -237,7 +237,7 @@ def prepare(
 )->tuple[pd.DataFrame, pd.DataFrame]: # Rows with the card's columns and the target; refused rows with `reason`
     "Check raw rows against the card: id, time, features, protected attributes, target; nothing is dropped silently"
     df = _with_own_names(df.reset_index(drop=True), card)
-    _need_card_columns(df, card, labelled, where)
+    _need_card_columns(list(map(str, df.columns)), card, labelled, where)
     columns, unreadable = _typed_columns(df, card, where)
     columns[card.target.name] = _target(df, card, labelled, where)
     for name in keep:
@@ -290,6 +290,16 @@ def _with_places(refused, raw):
     torn = pd.DataFrame([dict(file_row=number, reason=reason) for _, number, reason in raw.aside])
     return pd.concat([listed, torn], ignore_index=True)
 
+# %% ../../nbs/data/05_prepare.ipynb #99b30f98
+def _columns_in_use(names, card, keep):
+    "The columns of a file that a card is about; what else a file holds is never looked at"
+    used = {*card.features, *card.protected, card.id, card.time, card.unit, card.target.name, card.target.column, *keep}
+    used |= {attribute.column for attribute in card.protected.values()}
+    used |= {raw_name(name) for name in used if name}
+    expression = card.target.expr.casefold()
+    def mentioned(name): return re.search(rf"(?<!\w){re.escape(name.casefold())}(?!\w)", expression)
+    return [name for name in names if name in used or (expression and mentioned(name))]
+
 # %% ../../nbs/data/05_prepare.ipynb #0a350493
 def read_prepared(
     source, # A file, a folder, several files, a data frame, an Arrow table
@@ -299,8 +309,11 @@ def read_prepared(
     keep:list[str]=(), # Further columns of numbers that are kept where they are there
 )->Prepared: # Rows that fit, rows that do not, notes
     "Read rows and check them against the card: the one way from a file into training, audits, checks and explanations"
-    raw = read_raw(source, card.reading, wanted=[*map(raw_name, card.features), card.id])
     where = where or source_name(source)
+    wanted = [*map(raw_name, card.features), raw_name(card.id)]
+    names = open_tables(source, card.reading, wanted)[0].names
+    _need_card_columns(names, card, labelled, where)
+    raw = read_raw(source, card.reading, _columns_in_use(names, card, keep), wanted)
     rows, refused = prepare(raw.frame, card, labelled, where, keep)
     label_note = _label_note(raw.frame, card)
     return Prepared(rows, _with_places(refused, raw), [*raw.notes, *([label_note] if label_note else [])])

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from .card import Reading
 from .table import open_tables
-from .values import DataError, holds_text, need_columns, number_spelling, numbers, to_arrow
+from .values import DataError, as_category, holds_text, need_columns, number_spelling, numbers
+from .values import plain_texts, to_arrow
 from ..files import write_atomic
 
 # %% ../../nbs/data/03_read.ipynb #034dc454
@@ -42,20 +43,24 @@ def _same_types(tables):
     except pyarrow.ArrowException: pass
     names = tables[0].column_names
     mixed = [name for name in names if len({str(table.schema.field(name).type) for table in tables}) > 1]
-    as_text = [table.set_column(table.column_names.index(name), name, table[name].cast(pyarrow.string()))
-               for name in mixed for table in tables]
-    return pyarrow.concat_tables(as_text, promote_options="permissive")
+    plain = []
+    for table in tables:
+        for name in mixed:
+            column = pyarrow.chunked_array([pyarrow.array(as_category(table[name].to_pandas()), pyarrow.string())])
+            table = table.set_column(table.column_names.index(name), name, column)
+        plain.append(table)
+    return pyarrow.concat_tables(plain, promote_options="permissive")
 
 # %% ../../nbs/data/03_read.ipynb #95b06d53
 def _as_series(column):
-    "A column as a Series: whole numbers with gaps stay whole, decimals are numbers"
+    "A column as a Series: whole numbers with gaps stay whole, decimals keep their digits"
     kinds = pyarrow.types
     if isinstance(column.type, pyarrow.BaseExtensionType): column = pyarrow.chunked_array([to_arrow(column)])
     if kinds.is_dictionary(column.type) and not holds_text(column.type): column = column.cast(column.type.value_type)
-    if kinds.is_decimal(column.type): column = column.cast(pyarrow.string()).cast(pyarrow.float64())    # exact
     if kinds.is_integer(column.type) and column.null_count:
         return pd.Series(pd.array(column.to_pylist(), dtype="UInt64" if column.type == pyarrow.uint64() else "Int64"))
-    if holds_text(column.type) and not kinds.is_dictionary(column.type): column = column.cast(pyarrow.string())
+    if holds_text(column.type) and not kinds.is_dictionary(column.type):
+        column = pyarrow.chunked_array([plain_texts(to_arrow(column))])
     return column.to_pandas()
 
 # %% ../../nbs/data/03_read.ipynb #67a00413

@@ -22,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow
+import pyarrow.compute as pc
 import pyarrow.csv as pyarrow_csv
 import pyarrow.parquet as pq
 from fastcore.basics import patch
@@ -255,7 +256,8 @@ def _separator_of(text, wanted):
     def fit(mark):
         records = _records(text, mark)
         known = len(set(records[0]) & set(wanted)) if records else 0
-        return known, *_regularity(records)
+        with_space = sum(cell.startswith(" ") for cell in records[0]) if records else 0
+        return known, *_regularity(records), -with_space
     return max(MARKS, key=fit)
 
 # %% ../../nbs/data/02_table.ipynb #481e8c6b
@@ -263,7 +265,7 @@ def _row_numbers(cells):
     "Are these cells the numbers of their rows?"
     if not cells or not all(re.fullmatch(r"\d{1,12}", cell) for cell in cells): return False
     numbers = [int(cell) for cell in cells]
-    return numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] < 2
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 # %% ../../nbs/data/02_table.ipynb #3f5bad5d
 def _numbered(records):
@@ -328,6 +330,8 @@ def _open_csv(source, where, reading, wanted):
     notes = _form_notes(form)
     numeric = [name for name in distinct if re.fullmatch(r"-?\d+(\.\d+)?", name)]
     if len(numeric) > len(distinct) / 2: notes.append(f"the line of names holds numbers ({numeric[0]}): is it data?")
+    if len(distinct) == 1 and (other := re.search(r"[\^:~ ]", distinct[0])):
+        notes.append(f"one column '{distinct[0]}': is {other[0]!r} the separator? (--separator, reading.separator)")
     repeated = [name for name in distinct if kept.count(name) > 1]
     if repeated: notes.append(f"{', '.join(repeated)}: there more than once, with the same values; read once")
     return Table(where, dict.fromkeys(distinct, pyarrow.string()), source, is_text=True, form=form, notes=notes)
@@ -361,13 +365,14 @@ def _open_parquet(source, where):
 def _open_memory(rows, where):
     "Rows in memory as a table: a data frame, an Arrow table, or anything with an Arrow stream"
     if isinstance(rows, pd.DataFrame):
-        indexed = [name for name in rows.index.names if name is not None]
+        indexed = [name for name in rows.index.names if name is not None and name not in rows.columns]
         if indexed: rows = rows.reset_index(level=indexed)
         names = [str(name) for name in rows.columns]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated: raise DataError(f"{where}: columns named twice: {repeated}")
         check_names(names, where)
         return Table(where, dict.fromkeys(names, None), rows.set_axis(names, axis=1))
+    if isinstance(rows, pd.Series): raise DataError(f"{where}: expected a data frame, not a single column")
     if isinstance(rows, pyarrow.RecordBatch): rows = pyarrow.Table.from_batches([rows])
     if not isinstance(rows, pyarrow.Table):
         if not hasattr(rows, "__arrow_c_stream__"):
@@ -435,6 +440,19 @@ def _ends_within_quotes(batch):
     cells = (column[-1].as_py() for column in batch.columns)
     return any(isinstance(cell, str) and "\n" in cell for cell in cells)
 
+# %% ../../nbs/data/02_table.ipynb #178c39b5
+def _check_quotes(table, batch):
+    "`DataError` where one cell holds whole rows: a quotation mark was opened and not closed"
+    cells_of_row = len(table.form.names) - 1
+    for column in batch.columns if cells_of_row else ():
+        if pyarrow.types.is_dictionary(column.type): column = column.dictionary
+        with_breaks = column.filter(pc.match_substring(column, "\n").fill_null(False))
+        for cell in with_breaks.to_pylist():
+            lines = cell.count("\n")
+            if lines > 2 and cell.count(table.form.separator) >= 0.8 * lines * cells_of_row:
+                raise DataError(f"{table.where}: one cell holds {lines:,} lines that look like rows, beginning with "
+                                f"{cell[:40]!r}: a quotation mark is opened there and closed much later")
+
 # %% ../../nbs/data/02_table.ipynb #2f9c5a51
 def _csv_batches(table, columns, types, block):
     "Batches of the columns of a CSV file"
@@ -457,6 +475,7 @@ def _csv_batches(table, columns, types, block):
         try:
             batch = None
             for batch in pyarrow_csv.open_csv(pyarrow.PythonFile(readable, "r"), *options):
+                _check_quotes(table, batch)
                 by_place = dict(zip(chosen, batch.columns, strict=True))
                 for name in columns: _check_same(table.where, name, [by_place[place] for place in places[name]])
                 yield pyarrow.RecordBatch.from_arrays([by_place[places[name][0]] for name in columns], columns)

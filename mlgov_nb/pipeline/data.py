@@ -14,7 +14,8 @@ from ..data.prepare import read_prepared
 from ..data.read import read_rows, write_rows
 from ..data.values import DataError
 from ..data.split import Window, describe, split
-from ..files import atomic_dir, write_json
+from ..data.table import files_of
+from ..files import atomic_dir, sha256, write_json
 from ..settings import Params
 
 # %% ../../nbs/pipeline/01_data.ipynb #4fc27683
@@ -28,7 +29,8 @@ def ingest(
     rows, refused = prepared.rows, prepared.refused
     if rows.empty: raise DataError(_no_rows(card.path, refused))
     if params.data.sample < 1: rows = rows.sample(frac=params.data.sample, random_state=params.seed).sort_index()
-    summary = dict(card=card.name, file=card.path, read=prepared.read, kept=len(rows), refused=len(refused),
+    raw = sha256(*files_of(Path(root)/"data"/"raw"/card.path))
+    summary = dict(card=card.name, file=card.path, sha256=raw, read=prepared.read, kept=len(rows), refused=len(refused),
                    reasons=prepared.reasons, notes=prepared.notes)
     with atomic_dir(Path(root)/"data"/"ingested") as folder:
         write_rows(folder/"rows.parquet", rows.reset_index(drop=True))

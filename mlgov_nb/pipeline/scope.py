@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..data.card import Card, card_path, load_card
 from ..files import hash_of, sha256, write_atomic, write_json
-from ..settings import ConfigError, Limits, Params, nearest
+from ..settings import ConfigError, Limits, MlgovError, Params, nearest
 
 # %% ../../nbs/pipeline/00_scope.ipynb #ca67b68f
 def scope(
@@ -66,8 +66,10 @@ def window_files(
     root:Path, # The project's top folder
 )->dict[str, str]: # Window: its file relative to the top folder, in time order
     "The windows that the stage `split` made"
-    parts = json.loads((Path(root)/"data/split/split.json").read_text())["parts"]
-    names = [part["name"] for part in parts if part["name"] not in ("train", "reference")]
+    file = Path(root)/"data/split/split.json"
+    try: names = [part["name"] for part in json.loads(file.read_text())["parts"]]
+    except (ValueError, KeyError, TypeError): raise MlgovError(f"{file}: broken; run `dvc repro split`") from None
+    names = [name for name in names if name not in ("train", "reference")]
     return {name: f"data/split/windows/{name}.parquet" for name in names}
 
 # %% ../../nbs/pipeline/00_scope.ipynb #514b1b21

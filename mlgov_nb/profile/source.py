@@ -29,12 +29,6 @@ def schema_of(
     "Columns of a source; `DataError` for a file that cannot be read, no columns, or a name that occurs twice"
     return open_tables(source, how)[0].types
 
-# %% ../../nbs/profile/01_source.ipynb #88edf632
-def _frame_kind(values):
-    "Kind of a column of a data frame, by its type"
-    if pd.api.types.is_datetime64_any_dtype(values): return "time"
-    return "numeric" if holds_numbers(values) else "categorical"
-
 # %% ../../nbs/profile/01_source.ipynb #8573c922
 def _arrow_kind(arrow_type):
     "Kind of an Arrow column, by its type"
@@ -42,6 +36,13 @@ def _arrow_kind(arrow_type):
     if types.is_timestamp(arrow_type) or types.is_date(arrow_type): return "time"
     if types.is_integer(arrow_type) or types.is_floating(arrow_type) or types.is_decimal(arrow_type): return "numeric"
     return "categorical"
+
+# %% ../../nbs/profile/01_source.ipynb #88edf632
+def _frame_kind(values):
+    "Kind of a column of a data frame, by its type"
+    if pd.api.types.is_datetime64_any_dtype(values): return "time"
+    if values.dtype == object: return _arrow_kind(to_arrow(values).type)
+    return "numeric" if holds_numbers(values) else "categorical"
 
 # %% ../../nbs/profile/01_source.ipynb #7cdc2880
 STRAY = 0.1        # the largest share of cells that are no numbers in a column of numbers
@@ -78,9 +79,9 @@ def _look_at(kind, array, how, name):
 
 # %% ../../nbs/profile/01_source.ipynb #7ad74c6d
 HINTS = {
+    "--thousands ,": Reading(thousands=","),
     "--decimal ,": Reading(decimal=","),
     "--decimal , --thousands .": Reading(decimal=",", thousands="."),
-    "--thousands ,": Reading(thousands=","),
     "--unit $ --thousands ,": Reading(units=["$"], thousands=","),
     "--unit € --decimal ,": Reading(units=["€"], decimal=",", thousands="."),
     "--unit %": Reading(units=["%"]),
@@ -116,6 +117,16 @@ def _text_kinds(tables, how):
     notes = [f"{name}: {note}" for name, (_, note) in decided.items() if note]
     return {name: kind for name, (kind, _) in decided.items()}, notes
 
+# %% ../../nbs/profile/01_source.ipynb #05a209c7
+def _kinds_by_types(tables):
+    "Kinds of columns by their types in all files; one that is missing throughout a file says nothing"
+    found = {}
+    for name in tables[0].names:
+        types = [table.types[name] for table in tables if name in table.types]
+        kinds = {_arrow_kind(arrow_type) for arrow_type in types if not pyarrow.types.is_null(arrow_type)}
+        found[name] = kinds.pop() if len(kinds) == 1 else "categorical"
+    return found
+
 # %% ../../nbs/profile/01_source.ipynb #2a7f23ac
 def describe_columns(
     source, # A file, a folder, several files, an Arrow table or a frame
@@ -129,12 +140,13 @@ def describe_columns(
         inside = {name: name if name in first.names else raw_name(name) for name in card.features}
         need_columns(list(inside.values()), first.names, first.where)
         return {inside[name]: "numeric" if name in card.numeric else "categorical" for name in card.features}, notes
-    if first.is_text:
-        kinds, more = _text_kinds(tables, how)
-        return kinds, notes + more
+    more = sorted({name for table in tables for name in table.names} - set(first.names))
+    if more: notes.append(f"columns that the first file does not have, not read: {', '.join(more)}")
     if isinstance(first.source, pd.DataFrame):
         return {name: _frame_kind(first.source[name]) for name in first.names}, notes
-    return {name: _arrow_kind(arrow_type) for name, arrow_type in first.types.items()}, notes
+    if not any(table.is_text for table in tables): return _kinds_by_types(tables), notes
+    kinds, told = _text_kinds(tables, how)
+    return kinds, notes + told
 
 # %% ../../nbs/profile/01_source.ipynb #6306a1b7
 def kinds_of(

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from itertools import chain
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from ..data.card import Reading, own_name, raw_name
+from ..data.table import files_of
 from ..data.values import categories, holds_text, numbers
 from ..files import FORMULA, atomic_file
 from ..log.subject import subject_key, subject_secret
@@ -426,7 +428,10 @@ def stream( # noqa: PLR0913 - settings with defaults
     "Score a file; `BadRequest` for its format or columns comes from this call, for the rest from the iterator"
     if out not in ("csv", "parquet"):
         raise BadRequest(415, f"no answer can be made as {out!r}; expected csv or parquet")
-    batches = open_rows(file, scorer.schema, raw_name(scorer.release.card.id), packed, scorer.reading, notes)
+    files = files_of(file) if isinstance(file, (str, Path)) else [file]
+    keep = raw_name(scorer.release.card.id)
+    opened = [open_rows(each, scorer.schema, keep, packed, scorer.reading, notes) for each in files]
+    batches = chain.from_iterable(opened)
     writer = _Csv() if out == "csv" else _Parquet()
     workers = workers or min(os.cpu_count() or 1, 4)
     return _logged_and_written(scorer, log, batches, writer, progress, started, workers)
@@ -481,10 +486,10 @@ def score_file(
 # %% ../../nbs/serve/07_batch.ipynb #6bc54cd5
 def _check_places(file, out):
     "Refuse a file that is not there, and an answer that cannot be made or would replace the rows"
-    if not file.is_file(): raise MlgovError(f"{file}: no such file")
+    if not file.exists(): raise MlgovError(f"{file}: no such file")
     if out.suffix not in (".csv", ".parquet"):
         raise MlgovError(f"{out}: an answer is a .csv or a .parquet file; name it so")
-    if out.exists() and out.samefile(file):
+    if out.exists() and (out.samefile(file) or file in out.resolve().parents):
         raise MlgovError(f"{out}: the answer would replace the rows; give it another name")
 
 # %% ../../nbs/serve/07_batch.ipynb #d24c4979
