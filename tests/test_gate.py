@@ -10,12 +10,15 @@ import yaml
 from conftest import AUDITS, ROOT, Project
 
 from mlgov_nb.cli.console import EXIT_MEANINGS
-from mlgov_nb.model.artifact import load
+from mlgov_nb.data.card import load_card
+from mlgov_nb.files import sha256
+from mlgov_nb.model.artifact import add_document, load
 from mlgov_nb.pipeline.audits import audit_stage
 from mlgov_nb.pipeline.judge import harm_stage, judge_stage
 from mlgov_nb.pipeline.model_card import card_stage
 from mlgov_nb.pipeline.package import package_stage
 from mlgov_nb.pipeline.select import select_stage
+from mlgov_nb.pipeline.train import origin_of
 from mlgov_nb.settings import load_params
 from mlgov_nb.stats.measures import KNOWN
 
@@ -43,6 +46,11 @@ def small_project(root):
     shutil.copytree(ROOT/"data/sample/model", root/"models"/name)
     shutil.copy(ROOT/"data/sample/reference.parquet", root/"data/split")
     for window in WINDOWS: shutil.copy(ROOT/f"data/sample/{window}.parquet", root/"data/split/windows")
+    for copy in ("data/split/train.parquet", "data/raw/gss_wages.parquet"):
+        shutil.copy(ROOT/"data/sample/reference.parquet", root/copy)
+    (root/"data/ingested").mkdir()
+    ingested = dict(read=600, refused=0, sha256=sha256(root/"data/raw/gss_wages.parquet"))
+    (root/"data/ingested/ingest.json").write_text(json.dumps(ingested))
     parts = [dict(name=name) for name in ("reference", *WINDOWS)]
     (root/"data/split/split.json").write_text(json.dumps(dict(parts=parts)))
     params = yaml.safe_load((root/"params.yaml").read_text())
@@ -51,6 +59,8 @@ def small_project(root):
     (root/"params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     project = Project(root)
     project.edit("policy.yaml", r"max: 0\.21\}", "max: 0.3}")     # a few hundred rows drift more
+    made_from = origin_of(root, load_params(root/"params.yaml"), load_card(root/"data/raw/gss_wages.yaml"), name)
+    add_document(root/"models"/name, "lineage", made_from)
     return project
 
 

@@ -111,7 +111,7 @@ def test_regression_card(fresh):
     select, fairness, performance = (
         verdict(fresh, "gss_income", name) for name in ("select", "fairness", "performance")
     )
-    assert measured(select) == {"r2", "mean_prediction_difference"}
+    assert measured(select) == {"r2", "mean_prediction_difference", "leak_r2_max", "set_aside_share"}
     gaps = {
         check["subject"]: check["value"]
         for check in select["checks"]

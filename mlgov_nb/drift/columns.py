@@ -172,7 +172,7 @@ def identifiers(
     found = {}
     for name, column in ref.items():
         if column.kind == "uncounted": found[name] = column.why
-        elif _numbers_rows(column): found[name] = "it numbers the rows"
+        elif _numbers_rows(column) and _numbers_rows(cur[name]): found[name] = "it numbers the rows"
         elif column.kind == "categorical" and 0 < max(column.counts[:-2], default=0) <= column.n // 20:
             reason = _why_no_categories(column, cur[name])
             if reason.startswith("hardly"): found[name] = reason

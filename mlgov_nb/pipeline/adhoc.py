@@ -48,7 +48,7 @@ def _given(root, params, current, reference, model, out):
 def _window_name(file):
     "A file's name without its ending; of a closed window's `rows.parquet`, the window's name"
     file = Path(file)
-    if file.name == "rows.parquet": return file.parent.name
+    if (file.parent/"WINDOW.json").is_file(): return file.parent.name
     return re.sub(r"(\.csv|\.tsv|\.txt|\.parquet)?(\.gz|\.zst|\.bz2|\.xz)?$", "", file.name, flags=re.I)
 
 # %% ../../nbs/pipeline/06_adhoc.ipynb #2550f0c3

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.card import Card, Reading
+from ..data.card import Card, Reading, own_name, raw_name
 from ..data.groups import plain_subject
-from ..data.prepare import read_prepared
+from ..data.prepare import Prepared, read_prepared
 from ..data.read import read_raw
 from ..data.split import same_season
 from ..data.table import open_tables
@@ -22,7 +22,7 @@ from ..data.values import DataError, as_category, as_times, need_columns, number
 from ..drift.audit import Comparison, WindowRows, audit_drift
 from ..drift.columns import identifiers, labelled, rank
 from ..profile.build import profile, read_profile
-from ..profile.column import ProfileMismatch
+from ..profile.column import ProfileMismatch, check_bins
 from ..profile.source import describe_columns
 from ..settings import AuditSettings, Limit, MlgovError
 from ..stats.measures import rate, record, words
@@ -74,6 +74,8 @@ def _card_profiles(files, frames, card):
 def _checked(file, card, notes):
     "Rows of a file that fit the card, with their scores where the file has them; a note tells what was refused"
     names = open_tables(file, card.reading)[0].names
+    lacking = [name for name in (card.id, card.time) if name and not {name, raw_name(name)} & {*names}]
+    if lacking: return _unchecked(file, card, names, lacking, notes)
     keep = ["score"] if "prediction_id" in names else []        # a closed window of the log has the model's scores
     prepared = read_prepared(file, card, keep=keep)
     notes += [f"{file}: {note}" for note in prepared.told]
@@ -88,6 +90,15 @@ def _need_rows(files, match, full):
         if not _is_profile(file): continue
         raise DataError(f"{file}: {'--match' if match else '--full'} needs rows, and this is a profile")
 
+# %% ../../nbs/pipeline/09_drift_check.ipynb #6046d00c
+def _unchecked(file, card, names, lacking, notes):
+    "Rows of a file without the card's id or time: their features can be compared, but not be checked"
+    notes.append(f"{file}: rows are not checked against the card, because there is no column {', '.join(lacking)}")
+    kinds = describe_columns(file, card)[0]
+    if card.target.name in names: kinds[card.target.name] = card.task.label_kind
+    rows = _of_kinds(file, kinds, card.reading).rename(columns=own_name)
+    return Prepared(rows, pd.DataFrame(columns=["reason"]), [])
+
 # %% ../../nbs/pipeline/09_drift_check.ipynb #307974f4
 def _of_kinds(file, kinds, how):
     "Rows of a file as the reference's kinds of columns"
@@ -101,7 +112,7 @@ def _matched(rows, kinds, time, season):
     "The reference's rows of the same month, quarter or weekday, and the current ones"
     time = time or next((name for name, kind in kinds.items() if kind == "time"), None)
     if time is None:
-        raise DataError("--match needs a column of dates, and no column holds dates in ISO 8601; "
+        raise DataError(f"the same {season} needs a time column, and no column holds dates in ISO 8601; "
                         "name it by --time, and say by --dates how dates are written")
     return [same_season(rows[0], rows[1], time, season), rows[1]]
 
@@ -232,6 +243,7 @@ def _read_plain(files, how, ignore, text, time, match, full, notes):
 def _without_identifiers(profiles, notes):
     "The profiles without columns that identify rows; notes tell these, and cells that are no numbers"
     before, now, *_ = profiles
+    for other in profiles[1:]: check_bins(before, other)
     left_out = identifiers(before, now)
     if len(left_out) == len(before): left_out = {}
     for name, why in left_out.items(): notes.append(f"{name}: not compared, {why}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import json
 
 from ..data.card import Card
-from ..data.read import read_rows
+from ..data.prepare import read_prepared
 from ..data.split import content_hash
 from ..data.table import files_of
 from ..files import sha256, to_json
@@ -49,7 +49,9 @@ class Present:
     def model(self): return load(self.root/"release/champion").version
 
     @cached_property
-    def rows(self): return {name: content_hash(read_rows(file)) for name, file in self.row_files.items()}
+    def rows(self):
+        "Hash of the rows of each window, as the audits read them"
+        return {name: content_hash(read_prepared(file, self.card).rows) for name, file in self.row_files.items()}
 
     @cached_property
     def row_files(self):
