@@ -11,6 +11,8 @@ from conftest import AUDITS, ROOT, Project
 
 from mlgov_nb.cli.console import EXIT_MEANINGS
 from mlgov_nb.data.card import load_card
+from mlgov_nb.data.prepare import read_prepared
+from mlgov_nb.data.read import write_rows
 from mlgov_nb.files import sha256
 from mlgov_nb.model.artifact import add_document, load
 from mlgov_nb.pipeline.audits import audit_stage
@@ -44,10 +46,13 @@ def small_project(root):
     shutil.copy(ROOT/"data/raw/gss_wages.yaml", root/"data/raw")
     name = load(ROOT/"data/sample/model").name
     shutil.copytree(ROOT/"data/sample/model", root/"models"/name)
-    shutil.copy(ROOT/"data/sample/reference.parquet", root/"data/split")
-    for window in WINDOWS: shutil.copy(ROOT/f"data/sample/{window}.parquet", root/"data/split/windows")
-    for copy in ("data/split/train.parquet", "data/raw/gss_wages.parquet"):
-        shutil.copy(ROOT/"data/sample/reference.parquet", root/copy)
+    card = load_card(root/"data/raw/gss_wages.yaml")
+    def part(sample, *places):
+        "Put rows of the sample there, as the stage `split` writes them"
+        rows = read_prepared(ROOT/f"data/sample/{sample}.parquet", card).rows
+        for place in places: write_rows(root/place, rows)
+    part("reference", "data/split/reference.parquet", "data/split/train.parquet", "data/raw/gss_wages.parquet")
+    for window in WINDOWS: part(window, f"data/split/windows/{window}.parquet")
     (root/"data/ingested").mkdir()
     ingested = dict(read=600, refused=0, sha256=sha256(root/"data/raw/gss_wages.parquet"))
     (root/"data/ingested/ingest.json").write_text(json.dumps(ingested))
@@ -59,7 +64,7 @@ def small_project(root):
     (root/"params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     project = Project(root)
     project.edit("policy.yaml", r"max: 0\.21\}", "max: 0.3}")     # a few hundred rows drift more
-    made_from = origin_of(root, load_params(root/"params.yaml"), load_card(root/"data/raw/gss_wages.yaml"), name)
+    made_from = read(root/"models"/name/"lineage.json") | origin_of(root, load_params(root/"params.yaml"), card, name)
     add_document(root/"models"/name, "lineage", made_from)
     return project
 
