@@ -190,7 +190,9 @@ NUMBERS = {4: _as_year, 6: _as_month, 8: _as_day}      # By the number of digits
 def _past_type(card, like):
     "The type of the time column in a historical window; None where there is none"
     schema = pq.read_schema(like) if like and card.time else None
-    return schema.field(card.time).type if schema and card.time in schema.names else None
+    if not schema or card.time not in schema.names: return None
+    kind = schema.field(card.time).type
+    return pa.int64() if pa.types.is_integer(kind) else kind        # as prepared rows have whole numbers
 
 # %% ../../nbs/log/05_window.ipynb #303af73f
 def _card_bounds(card):
