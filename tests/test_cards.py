@@ -79,7 +79,7 @@ def test_day_and_month_that_cannot_be_told_apart_are_asked_for(draft):
     rng = np.random.default_rng(0)
     ambiguous = [f"{day:02}/{month:02}/2024" for day, month in rng.integers(1, 13, (COUNT, 2))]
     card, found = draft(some_rows(signed=ambiguous))
-    assert card.time is None and "day and month cannot be told apart" in found.uses["signed"].look
+    assert card.time is None and "day and month cannot be distinguished" in found.uses["signed"].look
     card, _ = draft(some_rows(signed=ambiguous), dates="month first")
     assert (card.time, card.reading.dates) == ("signed", "month first")
 

@@ -20,7 +20,7 @@ from mlgov_nb.pipeline.judge import harm_stage, judge_stage
 from mlgov_nb.pipeline.model_card import card_stage
 from mlgov_nb.pipeline.package import package_stage
 from mlgov_nb.pipeline.select import select_stage
-from mlgov_nb.pipeline.train import origin_of
+from mlgov_nb.pipeline.train import origins_of
 from mlgov_nb.settings import load_params
 from mlgov_nb.stats.measures import KNOWN
 
@@ -64,7 +64,7 @@ def small_project(root):
     (root/"params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     project = Project(root)
     project.edit("policy.yaml", r"max: 0\.21\}", "max: 0.3}")     # a few hundred rows drift more
-    made_from = read(root/"models"/name/"lineage.json") | origin_of(root, load_params(root/"params.yaml"), card, name)
+    made_from = read(root/"models"/name/"lineage.json") | origins_of(root, load_params(root/"params.yaml"), card)[name]
     add_document(root/"models"/name, "lineage", made_from)
     return project
 

@@ -16,7 +16,7 @@ import pandas as pd
 from .card import Card, own_name, raw_name
 from .groups import groups
 from .read import read_raw, typed_rows
-from .values import DataError, MissingColumn, as_category, categories, category_name, holds_numbers
+from .values import NO_VALUE, DataError, MissingColumn, as_category, categories, category_name, holds_numbers
 from .table import open_tables, source_name
 from .values import numbers, parse_numbers, parse_times, with_columns
 
@@ -50,8 +50,9 @@ def _declared_target(df, card):
     return pd.Series(labels[positions], index=df.index)
 
 # %% ../../nbs/data/05_prepare.ipynb #50157b65
-UNKNOWN_OUTCOMES = {"?", "-", ".", "pending", "unknown", "open", "tbd", "maybe", "missing", "n/a", "na", "none", "null",
-                    "unk", "not known", "not available"}
+# outcomes that are not known yet, in lower case
+UNKNOWN_OUTCOMES = NO_VALUE | {"pending", "open", "tbd", "undecided", "in progress", "not yet", "censored", "unk", "n.k.",
+                               "to be determined", "maybe", "not known"}
 
 def _named_texts(expression):
     "The texts that an expression names"
@@ -311,9 +312,10 @@ def read_prepared(
     "Read rows and check them against the card: the one way from a file into training, audits, checks and explanations"
     where = where or source_name(source)
     wanted = [*map(raw_name, card.features), raw_name(card.id)]
-    names = open_tables(source, card.reading, wanted)[0].names
+    tables = open_tables(source, card.reading, wanted)
+    names = tables[0].names
     _need_card_columns(names, card, labelled, where)
-    raw = read_raw(source, card.reading, _columns_in_use(names, card, keep), wanted)
+    raw = read_raw(tables, card.reading, _columns_in_use(names, card, keep))
     rows, refused = prepare(raw.frame, card, labelled, where, keep)
     label_note = _label_note(raw.frame, card)
     return Prepared(rows, _with_places(refused, raw), [*raw.notes, *([label_note] if label_note else [])])

@@ -81,7 +81,7 @@ def read_raw(
     notes = list(dict.fromkeys(note for table in tables for note in table.notes))
     if isinstance(tables[0].source, pd.DataFrame):
         frame = tables[0].source.reset_index(drop=True)
-        tables[0].batches()                                       # checks the types
+        tables[0].batches(columns)                                # checks the types
         return RawRows(frame if columns is None else frame[columns], notes, [], np.arange(1, len(frame) + 1))
     names = tables[0].names if columns is None else columns
     for table in tables: need_columns(names, table.names, table.where)

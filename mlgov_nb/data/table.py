@@ -567,7 +567,8 @@ def open_tables(
     reading:Reading=Reading(), # How the files are to be read
     wanted:list[str]=(), # Column names by which the separator of a CSV file is recognized
 )->list[Table]: # One for each file
-    "Open every file of a source; `DataError` where there is none"
+    "Open every file of a source; `DataError` where there is none; tables that are open stay as they are"
+    if isinstance(source, list) and source and all(isinstance(each, Table) for each in source): return source
     files = files_of(source)
     if files is None: return [open_table(source, reading)]
     if not files: raise DataError("no file is given")

@@ -73,11 +73,12 @@ def _card_profiles(files, frames, card):
 # %% ../../nbs/pipeline/09_drift_check.ipynb #2876c8e4
 def _checked(file, card, notes):
     "Rows of a file that fit the card, with their scores where the file has them; a note tells what was refused"
-    names = open_tables(file, card.reading)[0].names
+    tables = open_tables(file, card.reading, [*map(raw_name, card.features)])
+    names = tables[0].names
     lacking = [name for name in (card.id, card.time) if name and not {name, raw_name(name)} & {*names}]
     if lacking: return _unchecked(file, card, names, lacking, notes)
     keep = ["score"] if "prediction_id" in names else []        # a closed window of the log has the model's scores
-    prepared = read_prepared(file, card, keep=keep)
+    prepared = read_prepared(tables, card, where=str(file), keep=keep)
     notes += [f"{file}: {note}" for note in prepared.told]
     if prepared.rows.empty: raise DataError(f"{file}: no row fits the card")
     return prepared

@@ -54,6 +54,12 @@ class Present:
         return {name: content_hash(read_prepared(file, self.card).rows) for name, file in self.row_files.items()}
 
     @cached_property
+    def origins(self):
+        "What each candidate would be trained from"
+        from mlgov_nb.pipeline.train import origins_of
+        return origins_of(self.root, self.params, self.card)
+
+    @cached_property
     def row_files(self):
         files = {"reference": "data/split/reference.parquet", **window_files(self.root)}
         return {name: self.root/file for name, file in files.items()}
@@ -108,10 +114,9 @@ WHAT_MADE = {"data": "rows", "params": "parameters", "source": "code"}
 
 def _origin_of_model(name, present):
     "Is a candidate one of the rows, the parameters and the code that are here?"
-    from mlgov_nb.pipeline.train import origin_of
     file = present.root/"models"/name/"lineage.json"
     try:
-        then, now = json.loads(file.read_text()), origin_of(present.root, present.params, present.card, name)
+        then, now = json.loads(file.read_text()), present.origins[name]
     except (OSError, ValueError) as error:
         return [f"what the candidate {name} was trained from is missing or broken: {one_line(error, 100)}"]
     others = [what for key, what in WHAT_MADE.items() if then.get(key) != now[key]]
