@@ -12,8 +12,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "card": ["Card", "card_path", "load_card", "own_name", "raw_name", "Reading", "unservable"],
     "values": ["as_category", "as_times", "categories", "category_name", "DataError", "has_value", "holds_numbers",
-               "holds_text", "MISSING", "MissingColumn", "need_columns", "NO_VALUE", "number_spelling", "numbers", "to_arrow",
-               "with_columns"],
+               "holds_text", "MISSING", "MissingColumn", "need_columns", "NO_VALUE", "number_spelling", "numbers",
+               "to_arrow", "with_columns"],
     "table": ["files_of", "foreign_format", "open_table", "open_tables", "PACKED", "source_name", "Table"],
     "read": ["read_raw", "read_rows", "write_rows"],
     "prepare": ["ids_of", "Prepared", "read_prepared"],

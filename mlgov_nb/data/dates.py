@@ -112,8 +112,8 @@ def _by_order(parts, in_rows):
     if len(rising) == 1:
         return spelled[rising[0]], f"no day is after the 12th: read as {rising[0]}, in which the rows rise"
     if mark == ".": return spelled["day first"], "no day is after the 12th: read as day first, as is usual with dots"
-    return "", (f"no day is after the 12th, so day and month cannot be distinguished (such as {parts[0][0]}); say under "
-                "`reading: {dates: ...}` 'day first' or 'month first'")
+    return "", (f"no day is after the 12th, so day and month cannot be distinguished (such as {parts[0][0]}); "
+                "say under `reading: {dates: ...}` 'day first' or 'month first'")
 
 # %% ../../nbs/data/08_dates.ipynb #5ec9d7b1
 def _of_text(texts, in_rows):

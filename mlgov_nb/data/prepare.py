@@ -16,7 +16,15 @@ import pandas as pd
 from .card import Card, own_name, raw_name
 from .groups import groups
 from .read import read_raw, typed_rows
-from .values import NO_VALUE, DataError, MissingColumn, as_category, categories, category_name, holds_numbers
+from mlgov_nb.data.values import (
+    NO_VALUE,
+    DataError,
+    MissingColumn,
+    as_category,
+    categories,
+    category_name,
+    holds_numbers,
+)
 from .table import open_tables, source_name
 from .values import numbers, parse_numbers, parse_times, with_columns
 
