@@ -16,17 +16,9 @@ import pandas as pd
 from .card import Card, own_name, raw_name
 from .groups import groups
 from .read import read_raw, typed_rows
-from mlgov_nb.data.values import (
-    NO_VALUE,
-    DataError,
-    MissingColumn,
-    as_category,
-    categories,
-    category_name,
-    holds_numbers,
-)
 from .table import open_tables, source_name
-from .values import numbers, parse_numbers, parse_times, with_columns
+from .values import NO_VALUE, DataError, MissingColumn, as_category, categories, category_name
+from .values import holds_numbers, numbers, parse_numbers, parse_times, with_columns
 
 # %% ../../nbs/data/05_prepare.ipynb #667ec0aa
 def undeclared_values(
@@ -59,8 +51,8 @@ def _declared_target(df, card):
 
 # %% ../../nbs/data/05_prepare.ipynb #50157b65
 # outcomes that are not known yet, in lower case
-UNKNOWN_OUTCOMES = NO_VALUE | {"pending", "open", "tbd", "undecided", "in progress", "not yet", "censored", "unk", "n.k.",
-                               "to be determined", "maybe", "not known"}
+UNKNOWN_OUTCOMES = NO_VALUE | {"pending", "open", "tbd", "undecided", "in progress", "not yet", "censored", "unk",
+                               "n.k.", "to be determined", "maybe", "not known"}
 
 def _named_texts(expression):
     "The texts that an expression names"
