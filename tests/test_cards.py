@@ -37,6 +37,9 @@ def draft(tmp_path):
     return drafted
 
 
+def hash_of_text(text): return sum(ord(letter) * 31 ** place for place, letter in enumerate(text))
+
+
 def days(spelling="%Y-%m-%d"): return pd.Series(pd.date_range("2023-01-01", periods=COUNT)).dt.strftime(spelling)
 
 
@@ -55,6 +58,8 @@ def days(spelling="%Y-%m-%d"): return pd.Series(pd.date_range("2023-01-01", peri
     ("x7", days("%m/%d/%Y 07:05 PM"), "month first"),
     ("week", days("%G-W%V"), ""),
     ("month", days("%Y-%m"), ""),
+    ("x7", pd.Series(pd.date_range("1999-01-01", periods=COUNT, freq="MS")).dt.to_period("Q").astype(str), ""),
+    ("period", [f"Q{1 + row // 100} 2023" for row in range(COUNT)], ""),
     ("ts", 1_700_000_000 + np.arange(COUNT) * 3600, "seconds"),
     ("ts", (1_700_000_000 + np.arange(COUNT) * 3600) * 1000, "milliseconds"),
     ("season", np.arange(COUNT) % 3 + 2021, ""),
@@ -66,7 +71,7 @@ def test_time_is_found_by_its_values(draft, name, values, dates):
     assert len(prepared.rows) == COUNT and len(split(prepared.rows, card, 1)) > 2
 
 
-@pytest.mark.parametrize("gap", ["", "0000-00-00", "?"])
+@pytest.mark.parametrize("gap", ["", "0000-00-00", "?", "9999-12-31", "1900-01-01"])
 def test_a_missing_date_costs_its_row_and_not_the_time(draft, gap):
     values = days()
     values[7] = gap
@@ -130,6 +135,30 @@ def test_matched_groups_are_a_unit_and_hours_are_not(draft):
     assert card.unit == "stratum" and "has 4 rows" in found.uses["stratum"].look and "hour" in card.numeric
 
 
+@pytest.mark.parametrize("name, values", [
+    ("fcode", 410032 + np.arange(COUNT) // 4 * 7),                       # four rows of each firm
+    ("q1", [f"s{row // 8}" for row in range(COUNT)]),
+    ("zper", np.random.default_rng(2).integers(0, 120, COUNT) * 13 + 5),     # about three of each, in any order
+])
+def test_a_unit_is_known_by_what_is_the_same_in_its_rows(draft, name, values):
+    region = pd.Series(values).astype("str").map(hash_of_text) % 5
+    card, found = draft(some_rows(**{name: values, "region": region}))
+    assert card.unit == name and "the rows of one value have the same region" in found.uses[name].look
+
+
+def test_bands_of_a_number_do_not_make_it_a_unit(draft):
+    values = np.random.default_rng(2).integers(18, 60, COUNT)
+    card, _ = draft(some_rows(score=values, decade=values // 10, noise=np.arange(COUNT) * 7 % 11))
+    assert card.unit is None
+
+
+def test_the_id_without_gaps_is_the_id(draft):
+    number = pd.Series([f"{row:05d}CF" for row in range(COUNT)])
+    number[:3] = ""
+    card, _ = draft(some_rows(c_case_number=number, id=np.arange(COUNT) + 5))
+    assert card.id == "id"
+
+
 @pytest.mark.parametrize("mark", ["?", "\\N", ".", "-", "(null)", "NA", " ", "N/A"])
 def test_marks_for_no_value_leave_a_column_of_numbers(draft, mark):
     total = pd.Series(np.random.default_rng(0).normal(9, 2, COUNT).round(3)).astype(str)
@@ -157,6 +186,12 @@ def test_numbers_in_other_spellings(draft, spelled, reading):
     assert not len(prepared.refused) and np.corrcoef(prepared.rows.total, numbers)[0, 1] > .999
 
 
+def test_codes_that_begin_with_the_letter_of_a_unit_are_codes(draft):
+    waits = [f"{minutes}min" for minutes in np.random.default_rng(0).integers(0, 90, COUNT)]
+    card, _ = draft(some_rows(ward=[f"m{row % 9}" for row in range(COUNT)], wait=waits))
+    assert ("ward" in card.categorical, "wait" in card.numeric, card.reading.units) == (True, True, ["min"])
+
+
 def test_limited_numbers_pairs_and_codes_are_told(draft):
     crp = pd.Series(np.random.default_rng(0).normal(9, 2, COUNT).round(3)).astype(str)
     crp[:40] = "<5"
@@ -176,7 +211,7 @@ def test_decimals_of_parquet_are_numbers(draft, tmp_path):
 
 def test_a_flag_with_nothing_as_its_other_value_is_kept_and_told(draft):
     card, found = draft(some_rows(deceased=["Y", "", "", ""] * (COUNT // 4), site=["web"] * COUNT))
-    assert "deceased" in card.categorical and "missing value is the other value" in found.uses["deceased"].look
+    assert "deceased" in card.categorical and "is an empty cell a 'no' here?" in found.uses["deceased"].look
     assert found.uses["site"].use == "left out"
 
 
@@ -199,6 +234,14 @@ def test_an_unclear_outcome_is_told_and_asked(draft):
     assert card.target.positive == ["1"] and not any("may mean anything" in look for look in found.looks)
 
 
+def test_another_spelling_of_an_outcome_is_told(draft):
+    rows = some_rows()
+    rows.loc[:9, "y"] = "YES"
+    card, found = draft(rows, positive="yes")
+    assert (card.target.positive, card.target.negative, card.target.unlabelled) == (["yes"], ["no"], ["YES"])
+    assert any("differs from 'yes' only by case" in look for look in found.looks)
+
+
 def test_labels_that_are_not_known_yet(draft):
     rows = some_rows()
     rows.loc[:9, "y"] = "pending"
@@ -209,13 +252,14 @@ def test_labels_that_are_not_known_yet(draft):
 
 @pytest.mark.parametrize("name", [
     "sex", "GESCHLECHT", "sexe", "género", "male", "hispan", "married", "MARRIAGE_1", "old", "SeniorCitizen",
-    "religion", "nationality", "disabled", "pregnant", "race_Black"])
+    "religion", "nationality", "disabled", "pregnant", "race_Black", "nonwhite", "pct_white"])
 def test_protected_attributes_by_name(draft, name):
     card, _ = draft(some_rows(**{name: np.random.default_rng(0).integers(0, 2, COUNT)}))
     assert [attribute.column for attribute in card.protected.values()] == [name] and name not in card.features
 
 
-@pytest.mark.parametrize("values", [["M", "F"], ["weiblich", "männlich"], ["Married", "Divorced"], ["White", "Black"]])
+@pytest.mark.parametrize("values", [["M", "F"], ["weiblich", "männlich"], ["Married", "Divorced"], ["White", "Black"],
+                                    ["Mr.", "Mrs."]])
 def test_protected_attributes_by_values(draft, values):
     card, _ = draft(some_rows(q17=np.random.default_rng(0).choice(values, COUNT)))
     assert [attribute.column for attribute in card.protected.values()] == ["q17"]
@@ -231,6 +275,36 @@ def test_ages_get_bands(draft, name):
 def test_what_only_sounds_protected_is_a_feature(draft):
     card, _ = draft(some_rows(account_age=np.arange(COUNT) % 97, white_wine=np.arange(COUNT) % 2))
     assert not card.protected and {"account_age", "white_wine"} <= set(card.features)
+
+
+def test_one_of_a_family_of_words_is_enough(draft):
+    names = ["ethn", "nwhite", "marry", "divorce", "evermarr", "xage", "parcath", "blackfemale", "is_hispanic"]
+    rng = np.random.default_rng(0)
+    card, _ = draft(some_rows(**{name: rng.integers(0, 2, COUNT) for name in names}))
+    assert {attribute.column for attribute in card.protected.values()} == {*names}
+
+
+def test_m_and_f_are_no_second_sex(draft):
+    rng = np.random.default_rng(0)
+    card, found = draft(some_rows(sex=rng.choice(["Male", "Female"], COUNT), degree=rng.choice(["F", "M"], COUNT)))
+    assert "degree" in card.categorical and "no sexes here, because sex is there" in found.uses["degree"].look
+
+
+def test_what_may_be_protected_is_asked(draft):
+    card, found = draft(some_rows(foreign=np.arange(COUNT) % 2))
+    assert "foreign" in card.categorical and "list it under `protected`" in found.uses["foreign"].look
+
+
+@pytest.mark.parametrize("name", ["yob", "Geburtsjahr", "birth_year", "yearborn"])
+def test_years_of_birth_are_ages(draft, name):
+    card, found = draft(some_rows(**{name: np.random.default_rng(0).integers(1930, 2004, COUNT)}))
+    assert name not in card.features and "age is protected" in found.uses[name].look
+
+
+def test_a_feature_that_gives_a_group_away_is_told(draft):
+    age = np.random.default_rng(0).integers(18, 80, COUNT)
+    _, found = draft(some_rows(age=age, agesq=age ** 2))
+    assert any(look.startswith("agesq: with it a model can tell a group of age") for look in found.looks)
 
 
 def test_proxies_are_measured(draft):
@@ -255,6 +329,25 @@ def test_what_is_dated_after_the_row_is_a_leak(draft):
     card, found = draft(some_rows(signed=days(), r_date=after, r_kind=kinds, s_kind=kinds))
     assert card.time == "signed" and found.uses["r_date"].is_leak and found.uses["r_kind"].is_leak
     assert "s_kind" in card.categorical
+
+
+def test_doubtful_names_and_values_are_told(draft):
+    rows = some_rows(event=np.arange(COUNT) % 3, tstop=np.arange(COUNT) % 91, reason_given=np.arange(COUNT) % 2)
+    later = np.where((rows.y == "yes") & (np.arange(COUNT) % 4 > 0), "a", "b")
+    _, found = draft(rows.assign(kind=later).rename(columns={"y": "has_recid"}).assign(
+        is_violent_recid=lambda rows: (rows.has_recid == "yes") & (np.arange(COUNT) % 3 == 0)), "has_recid")
+    for name, words in [("event", "only after the outcome"), ("tstop", "only after the outcome"),
+                        ("kind", "rows with the value 'a' are of class 1"), ("is_violent_recid", "of class 1")]:
+        assert words in found.uses[name].look + found.uses[name].reason, name
+
+
+@pytest.mark.parametrize("name, values, is_personal", [
+    ("attending_physician", [f"Dr. {chr(65 + row % 26)}. Novak" for row in range(COUNT)], True),
+    ("physician_name", [f"Q{row % 64} Zzyzx" for row in range(COUNT)], True),
+    ("business_name", [f"Cafe {chr(97 + row % 26)}{chr(97 + row // 26)}" for row in range(COUNT)], False),
+])
+def test_names_of_persons_and_of_things(draft, name, values, is_personal):
+    assert (name in draft(some_rows(**{name: values}))[1].private) is is_personal
 
 
 def test_personal_data_is_left_out_and_kept_from_git(draft):
@@ -368,6 +461,32 @@ def test_card_check_tells_what_is_no_fault(project):
     project.edit(CARD, "privileged: Male", "privileged: Male, as_input: true")
     output = project.run("mlgov card check gss_wages").stdout
     assert "as_input is true, but 'gender' is not among the features" in output
+
+
+@pytest.mark.parametrize("old, new, text", [
+    ("parity: true", "parity: false", "`no_parity` does not say why: the fairness audit will be 'cannot tell'"),
+    ("id: id", "id: id\nunit: id", "unit: id is another one in every row, so it joins nothing"),
+])
+def test_card_check_tells_what_later_stages_cannot_tell(project, old, new, text):
+    project.edit(CARD, old, new)
+    assert text in " ".join(project.run("mlgov card check gss_wages").stdout.split())
+
+
+def test_card_check_tells_of_persons_and_repeated_units(project):
+    rows = some_rows(patient_id=np.arange(COUNT) // 4, email=[f"u{row}@example.org" for row in range(COUNT)])
+    rows.to_csv(project.root/"my.csv", index=False)
+    project.run("mlgov card new my.csv --target y")
+    project.edit("data/raw/my.yaml", "FILL IN: ", "")
+    project.edit("data/raw/my.yaml", "unit: patient_id.*", "")
+    project.edit("data/raw/my.yaml", "categorical: .*", "categorical: [email]")
+    output = " ".join(project.run("mlgov card check my").stdout.split())
+    assert "email: e-mail addresses: personal data among the features" in output
+    assert "unit: none is named, and patient_id has 100 different values, 4.0 rows each" in output
+
+
+def test_a_split_by_time_needs_a_time(project):
+    project.edit(CARD, "time: year", "")
+    project.refuses("mlgov card check gss_wages", "are of no use without `time`")
 
 
 def test_every_measure_of_the_reports_can_be_limited():

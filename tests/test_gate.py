@@ -97,7 +97,6 @@ def judged(made_once, tmp_path):
 slow = pytest.mark.slow("runs the four audits")
 
 
-
 @slow
 def test_evidence_that_fits_opens_the_gate(judged):
     assert "gate: open" in judged.run("mlgov gate").stdout
@@ -213,6 +212,40 @@ def test_candidates_that_are_not_those_that_were_compared_close_the_gate(judged)
     judged.edit("params.yaml", "  renamed:", f"  {name}:")
     shutil.rmtree(judged.root/"models"/name)
     assert f"the candidate {name} is missing or broken" in judged.run("mlgov gate", 3).stdout
+
+
+@slow
+@pytest.mark.parametrize("file, fault", [
+    ("data/raw/gss_wages.parquet", "data/raw/gss_wages.parquet is another file than the one that was ingested"),
+    ("data/split/train.parquet", "was trained from other rows than are here"),
+])
+def test_other_raw_or_training_rows_close_the_gate(judged, file, fault):
+    shutil.copy(judged.root/"data/split/windows/1985-89.parquet", judged.root/file)
+    assert fault in judged.run("mlgov gate", 3).stdout
+
+
+@slow
+def test_a_candidate_of_other_parameters_closes_the_gate(judged):
+    judged.edit("params.yaml", "estimator: linear", "estimator: linear\n    params: {l2: 0.5}")
+    assert "was trained from other parameters" in judged.run("mlgov gate", 3).stdout
+
+
+@slow
+def test_a_served_model_that_is_not_the_champion_closes_the_gate(judged):
+    served = judged.root/"release/served/model"
+    served.mkdir(parents=True)
+    shutil.copy(judged.root/"release/champion/MANIFEST.json", served)
+    assert "gate: open" in judged.run("mlgov gate").stdout
+    (served/"MANIFEST.json").write_text("{}")
+    assert "release/served holds another model than release/champion" in judged.run("mlgov gate", 3).stdout
+
+
+@slow
+@pytest.mark.parametrize("content", ["{", "[]", '{"parts": 3}'])
+def test_a_broken_split_closes_the_gate(judged, content):
+    (judged.root/"data/split/split.json").write_text(content)
+    output = judged.run("mlgov gate", 3).stdout
+    assert "split.json" in output and "gate: closed" in output
 
 
 @slow

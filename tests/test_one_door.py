@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mlgov_nb.data.card import Card
+from mlgov_nb.data.card import Card, Reading
 from mlgov_nb.data.prepare import prepare, read_prepared
 from mlgov_nb.data.read import read_raw, read_rows
-from mlgov_nb.data.values import DataError
+from mlgov_nb.data.values import DataError, as_times
 from mlgov_nb.explanation.reasons import explain_row
 from mlgov_nb.log.segment import Segment
 from mlgov_nb.model.artifact import load, parity_rows, save
@@ -250,3 +250,70 @@ def test_marks_commas_and_units_are_facts_of_the_card(tmp_path):
     assert found.rows.left.fillna(-1).tolist() == [1, 0, -1]
     assert found.notes[-1] == ("churned: 'maybe' (1 rows) is no outcome that the card declares: these rows are "
                                "unlabelled")
+
+
+ROWS_IN_BETWEEN = "".join(f"{row},fine,{row}\n" for row in range(9))
+
+
+@pytest.mark.parametrize("text", [
+    '9,"broken,9\n' + ROWS_IN_BETWEEN + '9,whole",9\n',      # closed much later, in a row of the right width
+    '9,"broken,9\n' + ROWS_IN_BETWEEN + '9,who",le,9\n',     # in a torn row
+    '9,"broken,9\n' + ROWS_IN_BETWEEN,                       # never
+    '9,"broken,9\n10,fine,3\n',
+    '9,fine,"9\n10,fine,3\n',
+])
+@pytest.mark.parametrize("read", [lambda file: list(read_rows(file)), read_raw])
+def test_rows_do_not_vanish_between_quotation_marks(tmp_path, text, read):
+    (tmp_path/"x.csv").write_text("key,note,n\n" + ROWS_IN_BETWEEN + text)
+    with pytest.raises(DataError, match=r"a quotation mark is (opened there and closed much later|never closed)"):
+        read(tmp_path/"x.csv")
+
+
+def test_an_inch_mark_in_a_cell_is_text(tmp_path):
+    (tmp_path/"x.csv").write_text('key,note,n\n1,5" pipe,2\n2,"two\nlines",3,4\n3,fine,4\n')
+    raw = read_raw(tmp_path/"x.csv")
+    assert raw.frame.note.tolist() == ['5" pipe', "fine"] and raw.aside[0][1:] == (3, "4 cells; expected 3")
+
+
+def test_a_decimal_as_a_category_has_the_text_of_the_csv(tmp_path):
+    frame = table_of(["1.50", "2.00", "1.50"], [1.0] * 3, [1] * 3, [True] * 3)
+    frame.to_csv(tmp_path/"x.csv", index=False)
+    as_decimal = [Decimal(code) for code in frame.code]
+    table = pa.Table.from_pandas(frame.assign(code=as_decimal), preserve_index=False)
+    pq.write_table(table, tmp_path/"x.parquet")
+    read = [read_prepared(tmp_path/name, Card(**CARD)).rows.code.tolist() for name in ("x.csv", "x.parquet")]
+    assert read == [["1.50", "2", "1.50"]] * 2       # 2.00 is a spelling of 2
+
+
+def test_marks_for_no_value_are_found_under_any_name(tmp_path):
+    "A column that is called score is another one inside; its marks, given under its own name, count there too"
+    frame = table_of(["a"] * 4, [1.0] * 4, [1] * 4, [True] * 4).assign(score=["?", "x", "?", "y"])
+    frame.to_csv(tmp_path/"x.csv", index=False)
+    found = read_prepared(tmp_path/"x.csv", Card(**CARD, reading=dict(missing=dict(score=["?"]))))
+    assert found.rows["column.score"].isna().tolist() == [True, False, True, False]
+
+
+def test_parts_of_a_folder_may_hold_a_column_in_different_types(tmp_path):
+    frame = table_of(["17", "4"] * 3, [1.5] * 6, [1] * 6, [True] * 6)
+    frame.to_csv(tmp_path/"x.csv", index=False)
+    (tmp_path/"parts").mkdir()
+    frame.head(2).assign(code=[17, 4], amount=[Decimal("1.5")] * 2).to_parquet(tmp_path/"parts/1.parquet")
+    frame.iloc[2:4].assign(code=pd.Categorical(["17", "4"])).to_parquet(tmp_path/"parts/2.parquet", index=False)
+    frame.iloc[4:].assign(visits=[1.0, 1.0]).to_parquet(tmp_path/"parts/3.parquet", index=False)
+    read = [read_prepared(tmp_path/name, Card(**CARD)).rows for name in ("x.csv", "parts")]
+    pd.testing.assert_frame_equal(*read)
+
+
+def test_seconds_beyond_all_dates_are_no_dates():
+    times = as_times(pd.Series([1_700_000_000, 1e18, -1e18, np.inf, None]), Reading(dates="seconds"))
+    assert times.isna().tolist() == [False, True, True, True, True]
+
+
+def test_a_column_that_has_the_name_of_another_inside_is_refused(tmp_path):
+    "A file with `score` and `column.score`, which is what `score` is called inside"
+    frame = table_of(["a"] * 4, [1.0] * 4, [1] * 4, [True] * 4)
+    frame.assign(**{"column.score": "x"}).to_csv(tmp_path/"x.csv", index=False)
+    with pytest.raises(DataError, match=r"'score' and 'column.score'.* rename"):
+        read_prepared(tmp_path/"x.csv", Card(**CARD))
+    with pytest.raises(DataError, match=r"'score' and 'column.score'.* rename"):
+        kinds_of(tmp_path/"x.csv", Card(**CARD))

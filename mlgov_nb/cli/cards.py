@@ -43,11 +43,13 @@ def _ask(target, values, guess):
 
 # %% ../../nbs/cli/04_cards.ipynb #8741f6a3
 def _faults_of_draft(root, drafted):
-    "What `card check` would refuse in a draft, but for texts to fill in"
+    "What `card check` would refuse in a draft, but for texts to fill in, and leaks that it sees in the training's rows"
     from mlgov_nb.pipeline.card_check import check_card
     try: checked = check_card(root, load_params(root/"params.yaml"), load_card(drafted.card))
     except MlgovError as error: return [str(error)]
-    return [fault for fault in checked.faults if "not filled in yet" not in fault]
+    doubts = [look for look in checked.looks if ": a leak? " in look]
+    unseen = [doubt for doubt in doubts if not any(look.startswith(doubt.split(":")[0]) for look in drafted.looks)]
+    return [*(fault for fault in checked.faults if "not filled in yet" not in fault), *unseen]
 
 # %% ../../nbs/cli/04_cards.ipynb #8b2f4a33
 @cards.command("new")
@@ -74,4 +76,5 @@ def card_new( # noqa: PLR0913 - a command's options
     for look in drafted.looks: print_line(f"  look: {look}", "yellow")
     for fault in _faults_of_draft(root, drafted): print_line(f"  look: {fault}", "yellow")
     after = "" if use else f" after setting data.card: {drafted.card.stem} in params.yaml"
-    print_line(f"next: read and edit the card, `mlgov card check {drafted.card.stem}`, then `dvc repro`{after}")
+    print_line(f"next: read and edit the card, replace each FILL IN, `mlgov card check {drafted.card.stem}`, "
+               f"then `dvc repro`{after}")

@@ -180,7 +180,9 @@ class Reading(Strict):
 
     @model_validator(mode="after")
     def _apart(self):
-        if self.thousands == self.decimal: raise ValueError("decimal and thousands are the same mark")
+        if self.thousands == self.decimal:
+            raise ValueError(f"decimal and thousands are the same mark ({self.decimal!r}); state both "
+                             "(decimal is '.' unless it is stated)")
         return self
 
 # %% ../../nbs/data/00_card.ipynb #feed9d86
@@ -304,6 +306,9 @@ def _check_card(card):
                          "the answer")
     if card.time and (card.split.train_until is None or not card.split.windows):
         raise ValueError("a card with a time column needs split.train_until and split.windows")
+    if not card.time and (card.split.train_until is not None or card.split.windows):
+        raise ValueError("split.train_until and split.windows are of no use without `time`; name the column of the "
+                         "time, or take them out (the window is then a random part of the rows)")
 
 # %% ../../nbs/data/00_card.ipynb #c833c944
 class Card(Strict):

@@ -22,6 +22,7 @@ from .card import Card, raw_name
 from .prepare import ids_of, target_values, undeclared_values
 from .values import MISSING, DataError, MissingColumn, as_category
 from .read import read_raw, typed, typed_rows
+from .table import source_name
 from .values import as_times, end_of_day, has_value, holds_numbers, need_columns, numbers, with_columns
 
 # %% ../../nbs/data/07_labels.ipynb #108febdd
@@ -72,7 +73,8 @@ def _words_as_numbers(values, card):
     "Labels in which the card's words for the outcomes are 1 and 0; numbers and truth values mean themselves"
     words = dict.fromkeys(card.target.positive, "1") | dict.fromkeys(card.target.negative, "0")
     words = {word: label for word, label in words.items() if numbers(pd.Series([word], dtype="str"))[1].all()}
-    return values.replace(words) if words and values.dtype in ("str", object) else values
+    are_words = not holds_numbers(values) and not pd.api.types.is_bool_dtype(values)
+    return as_category(values).replace(words) if words and are_words else values
 
 # %% ../../nbs/data/07_labels.ipynb #6ea68525
 def _misplaced_word(df, card):
@@ -132,7 +134,7 @@ def _declared_labels(df, ids, card, where):
     undeclared = set(undeclared_values(df, card))
     wrong = as_category(values, card.reading).isin(undeclared).to_numpy()
     expected = card.task.label_words
-    if target.positive: expected = f"{_few(target.positive + target.negative, 5)}, or a value under target.unlabelled"
+    if target.positive: expected = f"{', '.join(target.positive + target.negative)}, or a value under target.unlabelled"
     _refuse_first(wrong, values, ids, target.column, expected, where)
     return target_values(df, card, where)
 
@@ -163,15 +165,15 @@ def _typed(df, card, where):
 
 # %% ../../nbs/data/07_labels.ipynb #99341e91
 def read_labels(
-    file:Path, # A .csv, .csv.gz or .parquet file: id, target (or raw columns of its expression), perhaps `observed_at`
+    source:Path|pd.DataFrame, # A file or rows: id, target (or raw columns of its expression), perhaps `observed_at`
     card:Card, # The card of the rows that the labels are for
 )->pd.DataFrame: # Id, target as float64 (missing is NaN), `observed_at` if the file has it
     "Read labels from a separate file; `DataError` tells what is wrong with it"
-    raw = read_raw(file, card.reading)
+    raw = read_raw(source, card.reading)
     if raw.aside:
-        _, number, reason = raw.aside[0]
+        file, number, reason = raw.aside[0]
         raise DataError(f"{file}: row {number} has {reason} ({len(raw.aside):,} such rows); row 1 is the line of names")
-    return _typed(raw.frame, card, str(file))
+    return _typed(raw.frame, card, source_name(source))
 
 # %% ../../nbs/data/07_labels.ipynb #3430bb12
 def _id_array(ids, where):

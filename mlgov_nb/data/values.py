@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'NO_VALUE', 'WHOLE_NUMBER', 'LARGE_OR_SMALL', 'TRUTH', 'SPECIAL', 'NUMBER', 'NO_NUMBER', 'INFINITE', 'CODE',
-           'RARELY', 'ORDERED_DATE', 'CLOCK_OF_12_HOURS', 'ISO_WEEK', 'UNITS_OF_EPOCH', 'LAST_SECOND', 'DataError',
-           'MissingColumn', 'need_columns', 'with_columns', 'to_arrow', 'holds_text', 'plain_texts', 'number_name',
-           'category_name', 'categories', 'as_category', 'holds_numbers', 'numbers', 'parse_numbers', 'Spelling',
-           'number_spelling', 'as_times', 'parse_times', 'has_value', 'end_of_day']
+           'RARELY', 'ORDERED_DATE', 'CLOCK_OF_12_HOURS', 'ISO_WEEK', 'QUARTER', 'UNITS_OF_EPOCH', 'LAST_SECOND',
+           'DataError', 'MissingColumn', 'need_columns', 'with_columns', 'to_arrow', 'holds_text', 'plain_texts',
+           'number_name', 'category_name', 'categories', 'as_category', 'holds_numbers', 'numbers', 'parse_numbers',
+           'Spelling', 'number_spelling', 'as_times', 'parse_times', 'has_value', 'end_of_day']
 
 # %% ../../nbs/data/01_values.ipynb #c7f414db
 import difflib
@@ -70,6 +70,10 @@ def with_columns(
     for name, values in columns.items(): out[name] = values
     return out
 
+# %% ../../nbs/data/01_values.ipynb #999c4e30
+# with the first one, pandas makes its types known to Arrow: periods, intervals
+pyarrow.array(pd.PeriodIndex([], freq="D"))
+
 # %% ../../nbs/data/01_values.ipynb #255a16bb
 def _without_extension(array):
     "An array of a type of another library, such as periods of pandas, as text; any other as it is"
@@ -84,7 +88,10 @@ def to_arrow(
     "Values as an Arrow array; as text, where Arrow has no type for the mixture that they are"
     if isinstance(values, pyarrow.ChunkedArray): return _without_extension(values.combine_chunks())
     if isinstance(values, pyarrow.Array): return _without_extension(values)
-    if isinstance(getattr(values, "dtype", None), pd.SparseDtype): values = values.sparse.to_dense()
+    dtype = getattr(values, "dtype", None)
+    if isinstance(dtype, pd.SparseDtype): values = values.sparse.to_dense()
+    if isinstance(getattr(getattr(dtype, "categories", None), "dtype", dtype), pd.IntervalDtype):
+        values = values.astype("str").where(values.notna())
     try:
         array = pyarrow.array(values, from_pandas=True)
         return _without_extension(array.combine_chunks() if isinstance(array, pyarrow.ChunkedArray) else array)
@@ -139,11 +146,11 @@ def category_name(
 def _name_of(value, marks):
     "The category of any value; None where it is missing"
     if value is None or value != value: return None
-    if isinstance(value, bool): return str(value)
-    if isinstance(value, float): return number_name(value)
-    if isinstance(value, pd.Timestamp): return str(value.date()) if value == value.normalize() else str(value)
-    text = str(value).strip()
-    return None if text in marks else category_name(text)
+    if isinstance(value, float): text = number_name(value)
+    elif isinstance(value, pd.Timestamp): text = str(value.date()) if value == value.normalize() else str(value)
+    else: text = str(value).strip()
+    name = category_name(text)
+    return None if text in marks or name in marks or name in map(category_name, marks) else name
 
 # %% ../../nbs/data/01_values.ipynb #94ee0f7b
 def _distinct_values(array):
@@ -163,7 +170,8 @@ SPECIAL = r"^\s|\s$|^$|\.0+$|e[+-]\d+$|^(true|TRUE|false|FALSE)$"
 def _names_of_texts(texts, marks):
     "The categories of distinct texts; None where a text means that there is no value"
     names = texts.to_pylist()
-    is_mark = pc.is_in(texts, pyarrow.array(sorted(marks), texts.type))
+    spelled = sorted({*marks, *map(category_name, marks)})      # -999.0 also as -999
+    is_mark = pc.is_in(texts, pyarrow.array(spelled, texts.type))
     special = pc.or_(pc.match_substring_regex(texts, SPECIAL), is_mark)
     for place in np.flatnonzero(special.fill_null(False).to_numpy(zero_copy_only=False)):
         names[place] = _name_of(names[place], marks)
@@ -258,12 +266,8 @@ def _numbers_in_text(texts, reading, column):
     return numbers, bad
 
 # %% ../../nbs/data/01_values.ipynb #7bc56ae3
-def numbers(
-    values, # A Series, an Arrow array or a list
-    reading:Reading=Reading(), # How the file is to be read
-    column:str="", # The column's name, where the reading differs by column
-)->tuple[np.ndarray, np.ndarray]: # float64, NaN where there is none; which cells hold something else
-    "What the cells of a column are as numbers; a column of times or lists holds none"
+def _as_numbers(values, reading, column):
+    "The cells of a column as numbers, those included that mean 'no value'"
     array = to_arrow(values)
     kinds = pyarrow.types
     if kinds.is_dictionary(array.type) and not holds_text(array.type): array = array.dictionary_decode()
@@ -277,6 +281,18 @@ def numbers(
         return np.full(len(array), np.nan), array.is_valid().to_numpy(zero_copy_only=False)
     found = pc.cast(array, pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
     return found, np.zeros(len(array), bool)
+
+# %% ../../nbs/data/01_values.ipynb #2879a8c4
+def numbers(
+    values, # A Series, an Arrow array or a list
+    reading:Reading=Reading(), # How the file is to be read
+    column:str="", # The column's name, where the reading differs by column
+)->tuple[np.ndarray, np.ndarray]: # float64, NaN where there is none; which cells hold something else
+    "What the cells of a column are as numbers; a column of times or lists holds none"
+    found, bad = _as_numbers(values, reading, column)
+    marks = [_number_of(mark, reading, set()) for mark in reading.marks(column)]
+    absent = [mark for mark in marks if mark is not None and mark == mark]       # such as -999, also as -999.0
+    return (np.where(np.isin(found, absent), np.nan, found) if absent else found), bad
 
 # %% ../../nbs/data/01_values.ipynb #683eaa77
 def _mostly(bad, known):
@@ -292,6 +308,9 @@ def parse_numbers(
 )->tuple[pd.Series, pd.Series]: # float64, missing is NaN; which values are no numbers
     "Read numbers; `DataError` when most values are none"
     found, bad = numbers(s, reading, col)
+    if pd.api.types.is_datetime64_any_dtype(s):
+        raise DataError(f"{where}: column '{col}' is numeric in the card and holds dates; make a number of them, such "
+                        "as the days since another date, or take it out of the features")
     if _mostly(bad, s.notna()):
         raise DataError(f"{where}: column '{col}' is numeric in the card, but most of its values are not numbers "
                         f"(for example {str(s[bad].iloc[0])!r}); list it under categorical or correct the file, or say "
@@ -335,6 +354,8 @@ def number_spelling(
 ORDERED_DATE = re.compile(r"(\d{1,2})[./-](\d{1,2})[./-](\d{4})(.*)")
 CLOCK_OF_12_HOURS = re.compile(r"[ ,T]*(\d{1,2}):(\d{2})(:\d{2})?\s*([AaPp])\.?[Mm]\.?")
 ISO_WEEK = re.compile(r"(\d{4})-?W(\d{2})(?:-?(\d))?")
+QUARTER = re.compile(r"(?P<year>\d{4})[ /-]?[Qq](?P<quarter>[1-4])"
+                     r"|[Qq](?P<quarter_first>[1-4])[ /-]?(?P<year_last>\d{4})")
 
 # %% ../../nbs/data/01_values.ipynb #7c278460
 def _time_of_day(rest):
@@ -350,12 +371,21 @@ def _week_in_iso(week):
     try: return str(date.fromisocalendar(int(week[1]), int(week[2]), int(week[3] or 1)))
     except ValueError: return None
 
+# %% ../../nbs/data/01_values.ipynb #188f4f1d
+def _quarter_in_iso(found):
+    "The first month of a quarter"
+    year = found["year"] or found["year_last"]
+    quarter = int(found["quarter"] or found["quarter_first"])
+    return f"{year}-{3 * quarter - 2:02}"
+
 # %% ../../nbs/data/01_values.ipynb #d5f4439f
 def _in_iso(text, dates):
     "A date in ISO 8601; None for a bare number, because 20240701 might be a day or seconds"
     if re.fullmatch(r"\d+(\.\d+)?", text): return None
     week = ISO_WEEK.fullmatch(text)
     if week: return _week_in_iso(week)
+    quarter = QUARTER.fullmatch(text)
+    if quarter: return _quarter_in_iso(quarter)
     found = ORDERED_DATE.fullmatch(text)
     if not found or dates not in ("day first", "month first"): return text
     day, month = (found[1], found[2]) if dates == "day first" else (found[2], found[1])
@@ -372,7 +402,7 @@ def _moments(values, dates):
         counted = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").astype(float)
         beyond = counted.abs() > LAST_SECOND * (1000 if dates == "milliseconds" else 1)
         return pd.to_datetime(counted.mask(beyond), unit=UNITS_OF_EPOCH[dates], errors="coerce", utc=True)
-    texts = [str(value).strip() if value is not None else None for value in values]
+    texts = [category_name(str(value)) if value is not None else None for value in values]
     if "%" in dates: return pd.to_datetime(pd.Series(texts, dtype=object), format=dates, errors="coerce", utc=True)
     iso = [None if text is None else _in_iso(text, dates) for text in texts]
     return pd.to_datetime(pd.Series(iso, dtype=object), format="ISO8601", errors="coerce", utc=True)
@@ -384,7 +414,8 @@ def as_times(
 )->pd.Series: # Timestamps in UTC without a zone, in microseconds; NaT where a value is none
     "Read dates and times; a bare number is none unless the reading says what it counts"
     if pd.api.types.is_datetime64_any_dtype(s):
-        return pd.to_datetime(s, utc=True).dt.tz_localize(None).astype("datetime64[us]")
+        found = pd.to_datetime(s, utc=True).dt.tz_localize(None).astype("datetime64[us]")
+        return found.where(has_value(s, reading)) if len(reading.marks(str(s.name))) > 1 else found
     if holds_numbers(s) and not reading.dates: return pd.Series(pd.NaT, index=s.index, dtype="datetime64[us]")
     distinct, positions = _distinct_values(to_arrow(s))
     marks = reading.marks(str(s.name))
@@ -427,7 +458,7 @@ def has_value(
     "Which cells are not missing"
     distinct, positions = _distinct_values(to_arrow(s))
     marks = {"", *reading.marks(str(s.name))}
-    present = [value is not None and value == value and str(value).strip() not in marks for value in distinct]
+    present = [_name_of(value, marks) is not None for value in distinct]
     return pd.Series(np.array([*present, False])[positions], index=s.index)
 
 # %% ../../nbs/data/01_values.ipynb #15b800e9

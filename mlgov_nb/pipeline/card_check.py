@@ -9,9 +9,12 @@ __all__ = ['MOST_GROUPS', 'SUBJECTS', 'unfilled', 'policy_faults', 'leak_faults'
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
-from ..data.card import Card, unservable
+from ..data.card import Card, raw_name, unservable
+from ..data.column_uses import likely_unit
 from ..data.leakage import find_leaks, source_columns
+from ..data.meaning import personal
 from ..data.prepare import read_prepared
+from ..data.read import first_rows
 from ..data.split import split
 from ..data.table import open_tables
 from ..data.values import MISSING, DataError, as_category
@@ -176,15 +179,39 @@ def _refused_faults(prepared, limits):
     return [f"{share:.0%} of the rows are refused, more than {limit.max:.0%} (policy.yaml: pre_release.{limit.name}): "
             "correct the card or the file" for limit in exceeded]
 
-# %% ../../nbs/pipeline/12_card_check.ipynb #31571278
-def _told(card, rows):
+# %% ../../nbs/pipeline/12_card_check.ipynb #89e75dc6
+def _unit_looks(card, rows, raw):
+    "A unit that the card does not name, and one that groups nothing"
+    if card.unit:
+        if rows[card.unit].nunique() < len(rows): return []
+        return [f"unit: {card.unit} is another one in every row, so it joins nothing; name what has several rows, or "
+                "take it out"]
+    known = [raw_name(name) for name in (card.id, card.time) if name]
+    known += [card.target.column, *(attribute.column for attribute in card.protected.values())]
+    found = likely_unit(raw, card.reading, known)
+    if found is None: return []
+    return [f"unit: none is named, and {found.name} has {found.reason}; if it is one person or thing, say "
+            f"`unit: {found.name}`, so that its rows stay together"]
+
+# %% ../../nbs/pipeline/12_card_check.ipynb #1873ac03
+def _parity_look(card):
+    "Is nobody's parity asked for, without a reason?"
+    if card.parity or card.no_parity.strip(): return []
+    which = "no protected attribute is named" if not card.protected else "no protected attribute has `parity: true`"
+    return [f"protected: {which}, and `no_parity` does not say why: the fairness audit will be 'cannot tell'"]
+
+# %% ../../nbs/pipeline/12_card_check.ipynb #9e15338e
+def _told(card, rows, raw):
     "What is no fault and yet should be known"
     unused = {name: attribute.column for name, attribute in card.protected.items()
               if attribute.as_input and attribute.column not in card.features}
     looks = [f"protected.{name}: as_input is true, but '{column}' is not among the features"
              for name, column in unused.items()]
     looks += [f"{name}: it has one value in all rows" for name in card.features if rows[name].nunique(dropna=False) < 2]
-    return looks
+    of_persons = {name: personal(rows[name], raw_name(name)) for name in card.categorical}
+    looks += [f"{name}: {what}: personal data among the features; take it out"
+              for name, what in of_persons.items() if what]
+    return looks + _unit_looks(card, rows, raw) + _parity_look(card)
 
 # %% ../../nbs/pipeline/12_card_check.ipynb #d5b2b061
 def _parts(rows, card, seed):
@@ -208,8 +235,9 @@ def check_card(
     looks = [*prepared.notes, *_refusal_sentences(prepared, card)]
     if rows.empty: return Checked(card, 0, len(prepared.refused), 0.0, [*faults, "no row is left"], looks)
     faults += _group_faults(card, rows) + _actionable_faults(card, rows) + policy_faults(params, card, rows)
+    raw = first_rows(source, card.reading)
     train, cannot_split = _parts(rows, card, params.seed)
     leaks, doubts = leak_faults(params, card, train)
     labelled = float(rows[card.target.name].notna().mean())
     return Checked(card, len(rows), len(prepared.refused), labelled, faults + cannot_split + leaks,
-                   looks + _told(card, rows) + doubts)
+                   looks + _told(card, rows, raw) + doubts)

@@ -24,7 +24,8 @@ def _heights(values):
     "How high the bars of a column are: counts of ranges, or of the commonest categories"
     known = values.dropna()
     if known.empty: return []
-    if holds_numbers(known): numbers = known.to_numpy(float)
+    if pd.api.types.is_integer_dtype(known): numbers = (known - known.min()).to_numpy(float)     # else digits are lost
+    elif holds_numbers(known): numbers = known.to_numpy(float)
     elif pd.api.types.is_datetime64_any_dtype(known): numbers = known.astype("int64").to_numpy(float)
     else: return as_category(known).value_counts().head(BARS).tolist()
     numbers = numbers[np.isfinite(numbers)]

@@ -16,6 +16,7 @@ import pyarrow
 import pyarrow.compute as pc
 
 from ..data.card import Card, Reading, raw_name
+from ..data.prepare import check_own_names
 from ..data.table import Table, open_tables
 from ..data.values import NO_VALUE, DataError, as_times, categories, has_value, holds_numbers
 from ..data.values import holds_text, need_columns, number_spelling, numbers, to_arrow
@@ -134,6 +135,7 @@ def describe_columns(
     tables = open_tables(source, how, card.features if card else ())
     first, notes = tables[0], list(dict.fromkeys(note for table in tables for note in table.notes))
     if card:
+        check_own_names(first.names, card.features, first.where)
         inside = {name: name if name in first.names else raw_name(name) for name in card.features}
         need_columns(list(inside.values()), first.names, first.where)
         return {inside[name]: "numeric" if name in card.numeric else "categorical" for name in card.features}, notes

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.card import Reading
-from ..data.table import PACKED, foreign_format, open_table
+from ..data.table import foreign_format, is_text, open_table, packing_of
 from ..data.values import DataError
 from .request import MAX_TEXT, BadRequest, Schema, expected, name_list
 
@@ -22,9 +22,9 @@ def file_kind(
     head:bytes, # The file's first bytes
 )->str: # 'parquet', 'csv' or 'packed'
     "What a file is, by its first bytes; `BadRequest` 415 when it is neither Parquet nor CSV"
-    if head.startswith(b"PAR1"): return "parquet"
-    if head.startswith(tuple(PACKED)): return "packed"
+    if packing_of(head): return "packed"
     other = foreign_format(head)
+    if other is None and head.startswith(b"PAR1") and not is_text(head): return "parquet"
     if other: raise BadRequest(415, f"the file is {other}; expected Parquet, or CSV with a line of column names")
     return "csv"
 
@@ -69,14 +69,15 @@ def _csv_rows(table, columns, schema):
 # %% ../../nbs/serve/06_batch_file.ipynb #d821f733
 _PLAIN_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean, pa.types.is_null,
                 pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_NAMEABLE_TYPES = (pa.types.is_temporal, pa.types.is_binary, pa.types.is_large_binary)      # their values are names
 
 # %% ../../nbs/serve/06_batch_file.ipynb #081ebaf1
-def _is_plain(value_type, is_id):
-    "May a column of this type be a feature, or an id?"
+def _is_plain(value_type, is_name):
+    "May a column of this type be a feature; or, where any value will do, a category or an id?"
     if pa.types.is_dictionary(value_type):
         value_type = value_type.value_type
-    if is_id and pa.types.is_temporal(value_type): return True
-    return any(is_type(value_type) for is_type in _PLAIN_TYPES)
+    allowed = (*_PLAIN_TYPES, *_NAMEABLE_TYPES) if is_name else _PLAIN_TYPES
+    return any(is_type(value_type) for is_type in allowed)
 
 # %% ../../nbs/serve/06_batch_file.ipynb #cc76ce69
 def _check_unpacked_size(metadata, columns, file_size):
@@ -110,7 +111,8 @@ def _open_parquet(source, schema, keep):
 # %% ../../nbs/serve/06_batch_file.ipynb #5f5b23d6
 def _check_type(schema, name, value_type, is_id):
     "Refuse a column whose type can be neither a feature nor an id"
-    if _is_plain(value_type, is_id): return
+    is_category = any(feature["name"] == name and feature["kind"] == "categorical" for feature in schema.features)
+    if _is_plain(value_type, is_id or is_category): return
     wanted = "plain values" if is_id else expected(schema, name)
     raise BadRequest(422, f"`{name}` is of type {str(value_type)[:60]}; expected {wanted}", field=name)
 
