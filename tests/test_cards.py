@@ -219,7 +219,9 @@ def test_a_flag_with_nothing_as_its_other_value_is_kept_and_told(draft):
     ("fraud", "legit"), ("Left", "Stayed"), ("Attrited Customer", "Existing Customer"), ("ja", "nein"), ("bad", "good"),
     ("Default", "Paid"), ("churned", "active"), ("1", "-1"), ("True", "False"), (">50K", "<=50K"), ("1", "0"),
     ("oui", "non"), ("sí", "no"), ("malignant", "benign"), ("spam", "ham"), ("late", "on time"), ("Died", "Alive"),
-    ("Charged Off", "Fully Paid"), ("not_fraud", "is_fraud")[::-1], ("wahr", "falsch"), ("high risk", "low risk")])
+    ("Charged Off", "Fully Paid"), ("not paid", "paid"), ("unpaid", "paid"), ("inactive", "active"),
+    ("Insolvent", "Solvent"), ("no show", "show"),
+    ("not_fraud", "is_fraud")[::-1], ("wahr", "falsch"), ("high risk", "low risk")])
 def test_the_event_is_positive(draft, positive, negative):
     card, found = draft(some_rows().replace({"y": {"yes": positive, "no": negative}}))
     assert (card.target.positive, card.target.negative) == ([positive], [negative])
@@ -272,6 +274,39 @@ def test_ages_get_bands(draft, name):
     assert attribute.column == name and len(attribute.bands) == 3
 
 
+def test_the_country_of_birth_is_no_date(draft):
+    countries = np.random.default_rng(0).choice(["Chile", "Peru", "Ghana"], COUNT)
+    card, _ = draft(some_rows(country_of_birth=countries))
+    assert [attribute.column for attribute in card.protected.values()] == ["country_of_birth"]
+
+
+def test_what_sounds_like_something_else_is_a_feature(draft):
+    rng = np.random.default_rng(0)
+    named = ("#", "steroid", "repaid", "runtime", "candidate_votes")
+    numbers = {name: rng.integers(100, 3000, COUNT) for name in named}
+    texts = {name: rng.choice(["a", "b", "c"], COUNT) for name in ("asset_age", "religare", "battery_age", "mar_2020")}
+    rooms = [f"Room {row % 40}" for row in range(COUNT)]
+    card, found = draft(some_rows(**numbers, **texts, place=rooms))
+    assert {*numbers, *texts, "place"} <= set(card.features), found.notes
+    assert (card.time, card.unit, card.protected, found.private) == (None, None, {}, [])
+
+
+def test_numbers_that_may_be_years_are_told(draft):
+    _, found = draft(some_rows(rent=np.arange(COUNT) % 50 + 1960))
+    assert "taken for years because of its values only" in found.uses["rent"].look
+    card, _ = draft(some_rows(rent=np.random.default_rng(0).integers(1951, 2039, COUNT)))
+    assert card.time is None
+
+
+def test_several_units_in_one_column_are_told(draft):
+    rng = np.random.default_rng(0)
+    weights = [f"{number} kg" for number in rng.integers(40, 120, COUNT)]
+    doses = [f"{number} g" for number in rng.integers(1, 500, COUNT)]
+    ways = [f"{number} {'km' if number % 2 else 'mi'}" for number in rng.integers(1, 500, COUNT)]
+    card, found = draft(some_rows(wt=weights, dose=doses, way=ways))
+    assert {"wt", "dose", "way"} <= set(card.numeric) and "several units (km, mi)" in found.uses["way"].look
+
+
 def test_what_only_sounds_protected_is_a_feature(draft):
     card, _ = draft(some_rows(account_age=np.arange(COUNT) % 97, white_wine=np.arange(COUNT) % 2))
     assert not card.protected and {"account_age", "white_wine"} <= set(card.features)
@@ -298,7 +333,8 @@ def test_what_may_be_protected_is_asked(draft):
 @pytest.mark.parametrize("name", ["yob", "Geburtsjahr", "birth_year", "yearborn"])
 def test_years_of_birth_are_ages(draft, name):
     card, found = draft(some_rows(**{name: np.random.default_rng(0).integers(1930, 2004, COUNT)}))
-    assert name not in card.features and "age is protected" in found.uses[name].look
+    (attribute,) = card.protected.values()
+    assert (attribute.column, len(attribute.bands)) == (name, 3) and name not in card.features, found.looks
 
 
 def test_a_feature_that_gives_a_group_away_is_told(draft):

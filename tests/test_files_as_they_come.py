@@ -7,13 +7,15 @@ import sys
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
 from mlgov_nb.data.card import Card, Reading
 from mlgov_nb.data.labels import read_labels
-from mlgov_nb.data.prepare import read_prepared
-from mlgov_nb.data.read import read_raw
+from mlgov_nb.data.prepare import prepare, read_prepared
+from mlgov_nb.data.read import read_raw, read_rows, write_rows
+from mlgov_nb.data.split import content_hash
 from mlgov_nb.data.table import open_table
 from mlgov_nb.data.values import DataError, as_category, as_times, numbers
 from mlgov_nb.pipeline.card_page import small_picture
@@ -112,6 +114,12 @@ def test_a_letter_on_the_border_of_two_blocks(tmp_path):
     assert read_raw(tmp_path/"x.csv").frame.town[0].endswith("aä")
 
 
+def test_a_letter_at_the_very_end(tmp_path):
+    (tmp_path/"x.csv").write_bytes(b"town\nBonn\nCaf\xe9")
+    raw = read_raw(tmp_path/"x.csv")
+    assert raw.frame.town.tolist() == ["Bonn", "Café"] and raw.notes == ["read as: latin-1"]
+
+
 def test_one_broken_byte_does_not_make_a_text_latin(tmp_path):
     (tmp_path/"x.csv").write_bytes(b"id,n\n" + "".join(f"{row},Zoë\n" for row in range(8)).encode() + b"8,Zo\xeb\n")
     with pytest.raises(DataError, match="not UTF-8 text"): read_raw(tmp_path/"x.csv")
@@ -183,3 +191,141 @@ def test_a_folder_is_profiled(project, tmp_path):
     for part in range(2): pd.DataFrame(dict(a=range(50))).to_csv(tmp_path/"parts"/f"{part}.csv", index=False)
     project.run(f"mlgov profile {tmp_path/'parts'} -o {tmp_path/'p.json'}")
     assert read_profile(tmp_path/"p.json")["a"].n == 100
+
+
+def test_prepared_rows_are_read_again_as_they_were(tmp_path):
+    "The gate compares hashes of rows: a unit and a category of digits stay text in Parquet"
+    card = Card(**COMMON, unit="person", categorical=["code"], target=dict(name="t", column="y", positive=["1"],
+                                                                           negative=["0"]))
+    frame = pd.DataFrame(dict(id=range(8), a=1.5, person=np.arange(8) // 2, code=[1, 2] * 4, y=[0, 1] * 4))
+    frame.to_csv(tmp_path/"x.csv", index=False)
+    rows = read_prepared(tmp_path/"x.csv", card).rows
+    write_rows(tmp_path/"rows.parquet", rows)
+    again = read_rows(tmp_path/"rows.parquet")
+    pd.testing.assert_frame_equal(again, rows)
+    assert content_hash(again) == content_hash(read_prepared(tmp_path/"rows.parquet", card).rows)
+
+
+@pytest.mark.parametrize("options", [dict(match="month"), dict(full=True), {}])
+def test_drift_refuses_torn_rows_however_it_reads(tmp_path, options):
+    rng = np.random.default_rng(0)
+    days = pd.date_range("2023-01-01", periods=600).strftime("%Y-%m-%d")
+    frame = pd.DataFrame(dict(day=days, x=rng.normal(size=600).round(3), plan=rng.choice(["a", "b"], 600)))
+    frame.to_csv(tmp_path/"old.csv", index=False)
+    lines = frame.to_csv(index=False).splitlines()
+    lines[100:300] = [f"{line},error" for line in lines[100:300]]
+    (tmp_path/"torn.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match="4 cells; expected 3"):
+        drift_of(tmp_path/"old.csv", tmp_path/"torn.csv", **options)
+    odd = frame.astype({"x": object})
+    odd.loc[:4, "x"] = "error"
+    odd.to_csv(tmp_path/"odd.csv", index=False)
+    notes = drift_of(tmp_path/"old.csv", tmp_path/"odd.csv", **options).notes
+    assert any("x: 5 cells" in note and "no numbers" in note for note in notes), notes
+
+
+def test_a_season_needs_dates(tmp_path):
+    frame = pd.DataFrame(dict(day=["2023-01-05", ""] * 40, region=["A", "B"] * 40, x=range(80)))
+    frame.to_csv(tmp_path/"x.csv", index=False)
+    with pytest.raises(DataError, match="'region' holds no date"):
+        drift_of(tmp_path/"x.csv", tmp_path/"x.csv", match="month", time="region")
+    assert drift_of(tmp_path/"x.csv", tmp_path/"x.csv", match="month", time="day").record["window"]["rows"] == 80
+
+
+def test_marks_for_no_value_count_in_expressions_labels_and_times(tmp_path):
+    reading = dict(missing=["-999", "k.A."])
+    frame = pd.DataFrame(dict(id=range(6), a=1.0, income=[30000, -999, 10000] * 2, state=["paid", "k.A.", "open"] * 2))
+    for expression, expected in [("income > 20000", [1, -1, 0]), ("state is not null", [1, 0, 1])]:
+        card = Card(**COMMON, reading=reading, target=dict(name="t", expr=expression))
+        for source in written(frame, tmp_path):
+            assert read_prepared(source, card).rows.t.fillna(-1).tolist() == expected * 2, expression
+    amount = Card(**COMMON | dict(task="regression"), reading=reading, target=dict(name="t", column="income"))
+    for source in written(frame[["id", "income"]], tmp_path):
+        assert read_labels(source, amount).t.fillna(-1).tolist() == [30000, -1, 10000] * 2
+    for days in (["9999-12-31 00:00:00", "2024-01-01"], [pd.Timestamp("9999-12-31"), pd.Timestamp("2024-01-01")]):
+        assert as_times(pd.Series(days), Reading(missing=["9999-12-31"])).isna().tolist() == [True, False]
+    seconds = as_times(pd.Series([0.0, np.nan, 1.7e9]), Reading(dates="seconds", missing=["0"]))
+    assert seconds.isna().tolist() == [True, True, False]
+    assert as_times(pd.Series(["now", "today", "2024-01-01"])).isna().tolist() == [True, True, False]
+
+
+def test_labels_are_read_as_the_card_says(tmp_path):
+    card = Card(**COMMON | dict(task="regression"), reading=dict(decimal=",", thousands="."),
+                target=dict(name="price", column="price"))
+    (tmp_path/"labels.csv").write_text("id;price\n1;12.500\n2;n/a\n3;980.000\n4;1.250,5\n")
+    assert read_labels(tmp_path/"labels.csv", card).price.fillna(-1).tolist() == [12500, -1, 980000, 1250.5]
+
+
+def test_an_index_described_for_other_rows_is_not_read(tmp_path):
+    frame = pd.DataFrame(dict(a=range(50)), index=pd.RangeIndex(1000, 1050, name="id"))
+    pq.write_table(pa.Table.from_pandas(frame).slice(10), tmp_path/"x.parquet")
+    raw = read_raw(tmp_path/"x.parquet")
+    assert list(raw.frame) == ["a"] and "described for other rows" in raw.notes[0]
+
+
+@pytest.mark.parametrize("names, lines", [
+    ("id,review,stars", ["good,5", "bad, very bad", "so so, really", "fine, then", "yes, and no"]),
+    ("id,note", ["one, two", "three, four", "five, six"] * 5),
+])
+def test_long_texts_with_commas_are_no_rows(tmp_path, names, lines):
+    text = "\n".join(lines)
+    rows = "".join(f'{row},"{text}",5\n' if "stars" in names else f'{row},"{text}"\n' for row in range(5))
+    (tmp_path/"x.csv").write_text(f"{names}\n{rows}")
+    assert len(read_raw(tmp_path/"x.csv").frame) == 5
+
+
+@pytest.mark.parametrize("encoding, mark", [("utf-16-be", codecs.BOM_UTF16_BE), ("utf-16-le", codecs.BOM_UTF16_LE),
+                                            ("utf-32-be", codecs.BOM_UTF32_BE), ("utf-32-le", codecs.BOM_UTF32_LE)])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_wide_texts_of_either_order(tmp_path, encoding, mark, end):
+    (tmp_path/"x.csv").write_bytes(mark + f"id,town\n1,Köln\n2,Bonn{end}".encode(encoding))
+    raw = read_raw(tmp_path/"x.csv")
+    assert raw.frame.town.tolist() == ["Köln", "Bonn"] and not raw.aside
+
+
+def test_replacement_letters_are_utf_8(tmp_path):
+    (tmp_path/"x.csv").write_text("id,town\n1,K\ufffdln\n2,Bonn\n", encoding="utf-8")
+    assert read_raw(tmp_path/"x.csv").frame.town[0] == "K\ufffdln"
+
+
+def test_only_the_files_of_programs_are_passed_over(tmp_path):
+    for name in ("_2024-02.csv", "a.csv"): pd.DataFrame(dict(id=[1])).to_csv(tmp_path/name, index=False)
+    (tmp_path/"_SUCCESS").touch()
+    assert len(read_raw(tmp_path).frame) == 2
+
+
+def test_units_that_end_alike():
+    reading = Reading(units=["g", "kg", "m", "mm"])
+    assert numbers(pd.Series(["7 kg", "5mm", "3 m", "2g"]), reading)[0].tolist() == [7, 5, 3, 2]
+
+
+def test_marks_that_are_codes_are_no_numbers():
+    zero = pd.Series([0, 1])
+    assert numbers(zero, Reading(missing=["000"]))[0].tolist() == [0, 1]
+    minus = Reading(missing=["-999"], decimal=",")
+    assert np.isnan(numbers(pd.Series(["-999,0", "1,5"]), minus)[0]).tolist() == [True, False]
+
+
+def test_ids_of_19_digits_keep_them_behind_a_decimal_point():
+    assert as_category(pd.Series(["1234567890123456789.0"])).tolist() == ["1234567890123456789"]
+
+
+def test_many_odd_cells_are_refused_quickly():
+    frame = pd.DataFrame(dict(id=range(60_000), a=["x", "1", "2"] * 20_000, b=["y", "1", "2", "3"] * 15_000))
+    card = Card(**COMMON | dict(numeric=["a", "b"]), target=dict(name="t", expr="true"))
+    _, refused = prepare(frame, card)
+    assert len(refused) == 30_000 and set(refused.reason) == {"a: not a number", "b: not a number",
+                                                              "a: not a number; b: not a number"}
+
+
+def test_an_index_of_chosen_rows_is_left_out(tmp_path):
+    rows = pd.DataFrame(dict(a=range(300), b="x")).sample(100, random_state=1)
+    rows.to_csv(tmp_path/"x.csv")
+    raw = read_raw(tmp_path/"x.csv")
+    assert list(raw.frame) == ["a", "b"] and raw.notes == ["column 1 holds row numbers and is left out"]
+
+
+def test_a_column_without_any_value_does_not_stop_the_full_comparison():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(dict(x=rng.normal(size=400), y=rng.normal(size=400), empty=np.full(400, np.nan)))
+    assert drift_of(frame, frame.sample(300, random_state=1), full=True).verdict["verdict"] in ("pass", "unknown")

@@ -165,7 +165,7 @@ def purpose_text(
     name, version = markdown_code(artifact.name), markdown_code(artifact.version)
     model = f"The model is {name}, version {version}: {recipe['estimator'].replace('_', ' ')}"
     if recipe["mitigation"]: model += f" with the mitigation {recipe['mitigation']['method'].replace('_', ' ')}"
-    target = f"It predicts {markdown_code(card.target.name)}, defined as {markdown_code(card.target.expr)}"
+    target = f"It predicts {markdown_code(card.target.name)}, defined as {markdown_code(card.target.words)}"
     if card.task.decides: target += f", and decides at a score of {artifact.threshold}"
     title, use = (markdown_text(text.strip()) for text in (card.title, card.use))
     return f"**{title}**\n\n{use}\n\n{model}. {target}."

@@ -250,7 +250,7 @@ def _understand(raw, target, wishes):
     if raw.aside: looks.append(f"{len(raw.aside):,} rows have a wrong number of cells and are refused")
     reading, told, doubt = number_marks(frame, list(dates))
     if doubt: looks.append(f"numbers: {doubt}")
-    df = column_types(frame, reading, list(dates))
+    df = column_types(frame, reading, [name for name, each in dates.items() if not each.is_year])
     guess = guess_target(df, target, wishes)
     if guess.task.decides: reading = _without_marks(reading, target)
     rows = Rows(frame, df, target, guess.labels, guess.task.decides, reading, dates, told)

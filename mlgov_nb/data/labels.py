@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 from pandas.api import types
 
-from .card import Card, raw_name
+from .card import Card, Reading, raw_name
 from .prepare import ids_of, target_values, undeclared_values
-from .values import MISSING, DataError, MissingColumn, as_category
-from .read import read_raw, typed, typed_rows
+from .values import MISSING, TRUTH, DataError, MissingColumn, as_category
+from .read import read_raw, refuse_torn, typed, typed_rows
 from .table import source_name
 from .values import as_times, end_of_day, has_value, holds_numbers, need_columns, numbers, with_columns
 
@@ -49,24 +49,26 @@ def _refuse_first(bad, values, ids, what, expected, where):
 # %% ../../nbs/data/07_labels.ipynb #260f8111
 EMPTY = ["", "na", "nan", "n/a", "null", "none", "<na>"]   # text that is a missing label, as in a CSV file
 
-# %% ../../nbs/data/07_labels.ipynb #2dee22db
-def _label_numbers(values, spellings):
+# %% ../../nbs/data/07_labels.ipynb #8d5bd9f9
+def _label_numbers(values, spellings, reading=Reading()):
     "Labels as float64, NaN where they are missing or no number; and which ones are missing"
     if holds_numbers(values):
-        numbers = values.to_numpy(float, na_value=np.nan)
-        return numbers, np.isnan(numbers)
-    text = values.astype("str").str.strip().str.lower()
-    missing = (values.isna() | text.isin(EMPTY)).to_numpy()
-    if spellings: text = text.replace(spellings)
-    return pd.to_numeric(text.mask(missing), errors="coerce").to_numpy(float), missing
+        found, _ = numbers(values, reading, str(values.name))
+        return found, np.isnan(found)
+    text = values.astype("str").str.strip()
+    missing = (~has_value(values, reading) | text.str.lower().isin(EMPTY)).to_numpy()
+    if spellings: text = text.str.lower().replace(spellings)
+    found, _ = numbers(text.mask(missing), reading, str(values.name))
+    if not spellings: found = np.where(text.isin(list(TRUTH)), np.nan, found)      # True is no amount
+    return found, missing
 
 # %% ../../nbs/data/07_labels.ipynb #c051245d
 def _checked_labels(values, ids, card, where):
     "Labels as float64; missing is NaN, anything but a number is refused"
-    numbers, missing = _label_numbers(values, card.task.spellings)
-    wrong = ~missing & ~card.task.valid_labels(numbers)
+    found, missing = _label_numbers(values, card.task.spellings, card.reading)
+    wrong = ~missing & ~card.task.valid_labels(found)
     _refuse_first(wrong, values, ids, "label", card.task.label_words, where)
-    return pd.Series(numbers, index=values.index)
+    return pd.Series(found, index=values.index)
 
 # %% ../../nbs/data/07_labels.ipynb #dab66923
 def _words_as_numbers(values, card):
@@ -169,10 +171,9 @@ def read_labels(
     card:Card, # The card of the rows that the labels are for
 )->pd.DataFrame: # Id, target as float64 (missing is NaN), `observed_at` if the file has it
     "Read labels from a separate file; `DataError` tells what is wrong with it"
-    raw = read_raw(source, card.reading)
-    if raw.aside:
-        file, number, reason = raw.aside[0]
-        raise DataError(f"{file}: row {number} has {reason} ({len(raw.aside):,} such rows); row 1 is the line of names")
+    how = card.reading.model_copy(update=dict(separator=None, encoding=None))      # those of the card's own file
+    raw = read_raw(source, how)
+    refuse_torn(raw)
     return _typed(raw.frame, card, source_name(source))
 
 # %% ../../nbs/data/07_labels.ipynb #3430bb12

@@ -289,9 +289,9 @@ def written_later(
 # %% ../../nbs/data/10_leakage.ipynb #d42b0c9b
 AFTERWARDS = word_set("""actual final outcome result reason closed close closing end ended finish arr arrival
     recovered recovery collected settlement settled cancelled canceled cancellation termination terminated exit
-    air delay duration refund chargeback disposition verdict resolution resolved
-    stop tstop futime followup survival""")
-ALONE_AFTERWARDS = word_set("event outcome result label response status time days")     # as the whole name
+    delay duration refund chargeback disposition verdict resolution resolved
+    tstop futime followup survival""")
+ALONE_AFTERWARDS = word_set("event outcome result label response status time days stop")     # as the whole name
 PLANNED = word_set("sched scheduled planned plan expected estimated promised target due")
 
 # %% ../../nbs/data/10_leakage.ipynb #d4d27656
@@ -300,7 +300,8 @@ def named_afterwards(
 )->list[str]: # Those that have a word of `AFTERWARDS`, or are the actual value of a planned one
     "Columns that by their names may be known only after the outcome"
     planned = {tuple(words[1:]) for words in map(name_words, names) if words and words[0] in PLANNED}
-    def is_late(words): return AFTERWARDS & {*words} or (len(words) == 1 and words[0] in ALONE_AFTERWARDS)
+    def is_late(words):
+        return AFTERWARDS & {*words} or words == ["air", "time"] or (len(words) == 1 and words[0] in ALONE_AFTERWARDS)
     return [name for name in names if is_late(name_words(name)) or tuple(name_words(name)) in planned]
 
 # %% ../../nbs/data/10_leakage.ipynb #5a259b0e

@@ -103,8 +103,10 @@ def _shown(counts):
 # %% ../../nbs/data/09_number_marks.ipynb #de732b9b
 def _column_marks(counts):
     "Texts of a column of numbers that are to mean no value, and notes on them"
-    _, marks, limited, others = _sorted_out(counts)
+    numbers, marks, limited, others = _sorted_out(counts)
     notes = [f"{_shown(marks)} means no value"] if marks else []
+    units = sorted({unit for unit, _ in numbers.values() if unit})
+    if len(units) > 1: notes.append(f"its numbers have several units ({', '.join(units)}), which are read as one; look")
     up_to = "measured only up to a limit, read as no value; look whether it matters"
     if limited: notes.append(f"{_shown(limited)}: {up_to}")
     words = {text: rows for text, rows in others.items() if rows > 2}

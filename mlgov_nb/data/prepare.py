@@ -197,10 +197,11 @@ def _refusals(rows, unreadable, card):
     reasons = _schema_reasons(rows, card)
     for name, bad in unreadable.items():
         fault = f"{name}: not a {'date' if name == card.time else 'number'}"
-        for index in bad.index[bad]:
-            earlier = reasons.get(index)
-            reasons[index] = f"{earlier}; {fault}" if earlier else fault
-    return reasons
+        found = pd.Series(fault, index=bad.index[bad], dtype="str")
+        both = reasons.index.intersection(found.index)
+        found[both] = reasons[both] + "; " + fault
+        reasons = pd.concat([reasons.drop(both), found])
+    return reasons.sort_index()
 
 # %% ../../nbs/data/05_prepare.ipynb #f2e0555c
 def _with_own_names(df, card):

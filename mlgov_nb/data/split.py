@@ -156,8 +156,9 @@ def same_season(
 )->pd.DataFrame: # Reference rows of the seasons that the window has
     "The calendar-matched part of a reference; `DataError` without dates, or when the reference has no such season"
     _check_season(old, new, time, by)
-    seasons = getattr(new[time].dt, by).unique()
+    seasons = getattr(new[time].dropna().dt, by).unique()
     matched = old[getattr(old[time].dt, by).isin(seasons)]
     if not matched.empty: return matched
+    if not len(seasons): raise DataError(f"'{time}' holds no date in the window, so it has no {by}")
     wanted = ", ".join(map(str, sorted(seasons)))
     raise DataError(f"the reference has no row of the same {by} as the window ({wanted})")

@@ -15,10 +15,10 @@ import pandas as pd
 from ..data.card import Card, Reading, own_name, raw_name
 from ..data.groups import plain_subject
 from ..data.prepare import Prepared, read_prepared
-from ..data.read import read_raw
+from ..data.read import read_raw, refuse_torn
 from ..data.split import same_season
 from ..data.table import open_tables
-from ..data.values import DataError, as_category, as_times, need_columns, numbers, with_columns
+from ..data.values import DataError, as_category, as_times, has_value, need_columns, parse_numbers, with_columns
 from ..drift.audit import Comparison, WindowRows, audit_drift
 from ..drift.columns import identifiers, labelled, rank
 from ..profile.build import profile, read_profile
@@ -120,16 +120,26 @@ def _unchecked(side, card, names, lacking, notes):
     notes.append(f"{side}: rows are not checked against the card, because there is no column {', '.join(lacking)}")
     kinds = describe_columns(side.source, card)[0]
     if card.target.name in names: kinds[card.target.name] = card.task.label_kind
-    rows = _of_kinds(side, kinds, card.reading).rename(columns=own_name)
+    rows = _of_kinds(side, kinds, card.reading, notes).rename(columns=own_name)
     return Prepared(rows, pd.DataFrame(columns=["reason"]), [])
 
-# %% ../../nbs/pipeline/09_drift_check.ipynb #307974f4
-def _of_kinds(side, kinds, how):
-    "Rows of a side as the reference's kinds of columns"
-    frame = read_raw(side.source, how, list(kinds)).frame
-    as_kind = dict(numeric=lambda s: pd.Series(numbers(s, how, str(s.name))[0], index=s.index),
-                   categorical=lambda s: as_category(s, how), time=lambda s: as_times(s, how))
-    return pd.DataFrame({name: as_kind[kind](frame[name]) for name, kind in kinds.items()})
+# %% ../../nbs/pipeline/09_drift_check.ipynb #97c220c7
+def _of_kinds(side, kinds, how, notes):
+    "Rows of a side as the reference's kinds of columns; notes tell cells that are something else"
+    raw = read_raw(side.source, how, list(kinds))
+    refuse_torn(raw)
+    columns = {}
+    for name, kind in kinds.items():
+        values = raw.frame[name]
+        if kind == "categorical": columns[name] = as_category(values, how)
+        elif kind == "numeric": columns[name], bad = parse_numbers(values, name, str(side), how)
+        else:
+            columns[name] = as_times(values, how)
+            bad = has_value(values, how) & columns[name].isna()
+        if kind != "categorical" and bad.any():
+            what = "numbers" if kind == "numeric" else "dates"
+            notes.append(f"{side}: {name}: {int(bad.sum()):,} cells are no {what} and count as missing")
+    return pd.DataFrame(columns)
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #5af6e8df
 def _matched(rows, kinds, time, season):
@@ -138,6 +148,9 @@ def _matched(rows, kinds, time, season):
     if time is None:
         raise DataError(f"the same {season} needs a time column, and no column holds dates in ISO 8601; "
                         "name it by --time, and say by --dates how dates are written")
+    undated = [side for side, frame in zip(("reference", "current"), rows, strict=True) if frame[time].isna().all()]
+    if undated:
+        raise DataError(f"--time: '{time}' holds no date in the {undated[0]} rows; say by --dates how they are written")
     return [same_season(rows[0], rows[1], time, season), rows[1]]
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #b087d29c
@@ -259,7 +272,7 @@ def _read_plain(sides, how, ignore, text, time, match, full, notes):
     kinds = _plain_kinds(sides, how, ignore, text, time, notes)
     _need_rows(sides, match, full)
     if not match and not full: return _without_identifiers(_plain_profiles(sides, kinds, how), notes), []
-    rows = [_of_kinds(side, kinds, how) for side in sides]
+    rows = [_of_kinds(side, kinds, how, notes) for side in sides]
     if match: rows[:2] = _matched(rows[:2], kinds, time, match)
     before = profile(rows[0], kinds=kinds)
     return _without_identifiers((before, *(profile(frame, before) for frame in rows[1:])), notes), rows

@@ -70,6 +70,7 @@ def _half_of(old, new, i):
 def _window_classifier(rows, y, seed):
     "Gradient boosting that tells the windows' rows apart"
     from sklearn.ensemble import HistGradientBoostingClassifier
+    rows = np.where(np.isnan(rows).all(axis=0), 0.0, rows)     # a column without values cannot be cut
     settings = dict(max_iter=30, max_leaf_nodes=15, early_stopping=False, random_state=seed)
     return HistGradientBoostingClassifier(**settings).fit(rows, y)
 
