@@ -169,6 +169,16 @@ def test_labels_may_be_categories_in_memory():
     assert read_labels(labels, card).left.tolist() == [1, 0]
 
 
+def test_labels_in_the_words_of_the_card(tmp_path):
+    card = Card(**COMMON, target=dict(name="left", column="churned", positive=["ja"], negative=["nein"],
+                                      unlabelled=["offen"]))
+    (tmp_path/"labels.csv").write_text("id,left\n1,ja\n2,nein\n3,offen\n4,\n5,1\n")
+    assert read_labels(tmp_path/"labels.csv", card).left.fillna(-1).tolist() == [1, 0, -1, -1, 1]
+    (tmp_path/"labels.csv").write_text("id,left\n1,jein\n")
+    with pytest.raises(DataError, match="'jein'; expected 0 or 1, or one of ja, nein, offen"):
+        read_labels(tmp_path/"labels.csv", card)
+
+
 def test_intervals_have_the_text_of_the_csv(tmp_path):
     bands = pd.cut(pd.Series([1, 5, 9]), [0, 4, 8, 12])
     bands.to_frame("band").to_csv(tmp_path/"x.csv", index=False)

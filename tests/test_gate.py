@@ -241,6 +241,15 @@ def test_a_served_model_that_is_not_the_champion_closes_the_gate(judged):
 
 
 @slow
+def test_what_is_said_of_harm_is_evidence(judged):
+    file = judged.scope()/"harm.json"
+    rewrite(file, lambda harm: harm.update(sentence="No harm at all."))
+    assert "harm.json is not what the measures give" in judged.run("mlgov gate", 3).stdout
+    file.unlink()
+    assert "harm.json is missing" in judged.run("mlgov gate", 3).stdout
+
+
+@slow
 @pytest.mark.parametrize("content", ["{", "[]", '{"parts": 3}'])
 def test_a_broken_split_closes_the_gate(judged, content):
     (judged.root/"data/split/split.json").write_text(content)

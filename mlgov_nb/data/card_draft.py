@@ -468,6 +468,7 @@ def _proxy_looks(seen):
                      f"(AUC {proxies[strong[0]]:.2f}); leave it out, or list it under `protected`")
     return looks
 
+# %% ../../nbs/data/13_card_draft.ipynb #87e4ca53
 def _order_look(seen):
     "Numbers of few values that became categories, in one sentence; '' without any"
     few = [use.name for use in seen.uses.values() if "if their order has a meaning" in use.reason]

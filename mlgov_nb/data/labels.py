@@ -67,13 +67,16 @@ def _checked_labels(values, ids, card, where):
     "Labels as float64; missing is NaN, anything but a number is refused"
     found, missing = _label_numbers(values, card.task.spellings, card.reading)
     wrong = ~missing & ~card.task.valid_labels(found)
-    _refuse_first(wrong, values, ids, "label", card.task.label_words, where)
+    words = [*card.target.positive, *card.target.negative, *card.target.unlabelled]
+    expected = card.task.label_words + (f", or one of {', '.join(words)}" if words else "")
+    _refuse_first(wrong, values, ids, "label", expected, where)
     return pd.Series(found, index=values.index)
 
 # %% ../../nbs/data/07_labels.ipynb #dab66923
 def _words_as_numbers(values, card):
-    "Labels in which the card's words for the outcomes are 1 and 0; numbers and truth values mean themselves"
+    "Labels in which the card's words for outcomes are 1, 0, or missing; numbers and truth values mean themselves"
     words = dict.fromkeys(card.target.positive, "1") | dict.fromkeys(card.target.negative, "0")
+    words |= dict.fromkeys(card.target.unlabelled, "")
     words = {word: label for word, label in words.items() if numbers(pd.Series([word], dtype="str"))[1].all()}
     are_words = not holds_numbers(values) and not pd.api.types.is_bool_dtype(values)
     return as_category(values).replace(words) if words and are_words else values

@@ -51,6 +51,7 @@ def _of_words(words):
     "1: one of the words is an event; -1: one is the lack of an event; 0: neither, or both"
     return int(any(word in EVENTS for word in words)) - int(any(word in NO_EVENTS for word in words))
 
+# %% ../../nbs/data/11_meaning.ipynb #5d1f2c39
 def _negated(text, opposite):
     "What a text that negates its opposite means: the contrary of it; 0 where the opposite may mean anything"
     found = re.fullmatch(rf"{NEGATION}([\s_-]*){re.escape(opposite)}", text)

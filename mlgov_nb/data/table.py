@@ -93,7 +93,7 @@ def is_text(
     "Does a file begin as text?"
     return len(head[:200].translate(None, CONTROLS)) == len(head[:200])
 
-
+# %% ../../nbs/data/02_table.ipynb #499b885e
 def packing_of(
     head:bytes, # The first bytes of a file
 )->str|None: # 'gzip', 'zstd', 'bz2' or 'xz'; None where it is not packed
@@ -425,6 +425,7 @@ class _Counted:
     start: int
     step: int
 
+# %% ../../nbs/data/02_table.ipynb #6d2eb8ff
 def _index_of(schema, rows):
     "The named index that a Parquet file of pandas only describes, None without one; a note on one that cannot be read"
     described = (schema.pandas_metadata or {}).get("index_columns", [])
@@ -531,6 +532,7 @@ def _holds_rows(text, form):
                  for cells in whole_lines]
     return sum(like_rows) >= 0.8 * len(like_rows)
 
+# %% ../../nbs/data/02_table.ipynb #24b7c046
 def _swallowed(where, text):
     "Rows that vanished in one cell, as a `DataError`"
     return DataError(f"{where}: one cell holds {text.count(chr(10)):,} lines that look like rows, beginning with "

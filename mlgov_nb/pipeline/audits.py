@@ -41,6 +41,7 @@ def audit_notebook(
     if notebook.is_file(): return notebook
     raise ConfigError(f"params.yaml: audits.{name}: no notebook {notebook.relative_to(root)}")
 
+# %% ../../nbs/pipeline/04_audits.ipynb #d537aeff
 def measured_by(
     root:Path, # The project's top folder
     params:Params, # Its parameters

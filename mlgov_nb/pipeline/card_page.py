@@ -6,6 +6,7 @@
 __all__ = ['WIDTH', 'HEIGHT', 'BARS', 'STYLE', 'ORDER', 'small_picture', 'drafted_page', 'write_card_page']
 
 # %% ../../nbs/pipeline/13_card_page.ipynb #61d0cd6b
+import re
 from html import escape
 from pathlib import Path
 import numpy as np
@@ -58,6 +59,11 @@ def _examples(values, use):
     common = as_category(values).value_counts().head(4).index
     return ", ".join(text if len(text) < 28 else text[:25] + "…" for text in common)
 
+# %% ../../nbs/pipeline/13_card_page.ipynb #f4b9178d
+def _sentence(text):
+    "A sentence as HTML, with code for what stands between backticks"
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
 # %% ../../nbs/pipeline/13_card_page.ipynb #ada5d557
 def _row(values, use, reading):
     "One column as a row of the table"
@@ -65,17 +71,17 @@ def _row(values, use, reading):
     picture = "" if use.is_personal else small_picture(shown if shown.notna().any() else values)
     missing = f"{values.isna().mean():.0%}" if values.isna().any() else ""
     kind = "out" if use.use == "left out" else ""
-    look = f'<div class="look">{escape(use.look)}</div>' if use.look else ""
+    look = f'<div class="look">{_sentence(use.look)}</div>' if use.look else ""
     cells = [f'<td class="t"><b>{escape(use.name)}</b></td>', f'<td class="t">{escape(use.use)}</td>',
              f"<td>{picture}</td>", f"<td>{missing}</td>", f'<td class="t">{escape(_examples(values, use))}</td>',
-             f'<td class="t">{escape(use.reason)}{look}</td>']
+             f'<td class="t">{_sentence(use.reason)}{look}</td>']
     return f'<tr class="{kind}">{"".join(cells)}</tr>'
 
 # %% ../../nbs/pipeline/13_card_page.ipynb #91286ce5
 def _list_of(heading, sentences):
     "A heading with a list under it; '' without sentences"
     if not sentences: return ""
-    return f"<h2>{heading}</h2><ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
+    return f"<h2>{heading}</h2><ul>{''.join(f'<li>{_sentence(sentence)}</li>' for sentence in sentences)}</ul>"
 
 # %% ../../nbs/pipeline/13_card_page.ipynb #e02295c5
 ORDER = ["target", "id", "unit", "time", "protected", "numeric", "categorical", "left out"]

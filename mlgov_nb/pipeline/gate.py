@@ -97,6 +97,7 @@ def _model_faults(file, records, present):
     others = sorted({each["model"]["version"] for each in records} - {champion})
     return [f"{file.name} is foreign: it is of model {other}, and release/champion is {champion}" for other in others]
 
+# %% ../../nbs/pipeline/07a_gate.ipynb #d7075084
 def _row_faults(file, records, present):
     "Are measures of the rows that are here, and of all windows?"
     try: rows = present.rows
@@ -132,6 +133,7 @@ def _raw_faults(present):
     except (OSError, ValueError) as error: return [f"the raw rows are missing or broken: {one_line(error, 100)}"]
     return [] if then == now else [f"data/raw/{present.card.path} is another file than the one that was ingested"]
 
+# %% ../../nbs/pipeline/07a_gate.ipynb #a874762b
 def _served_faults(present):
     "Is what is served the champion?"
     served, champion = (present.root/"release"/path/"MANIFEST.json" for path in ("served/model", "champion"))
@@ -147,6 +149,7 @@ def _candidate_fault(file, name, version, present):
     if now != version: return [f"{file.name} is stale: the candidate {name} was trained again since"]
     return _origin_of_model(name, present)
 
+# %% ../../nbs/pipeline/07a_gate.ipynb #0e5a69e0
 def _candidate_faults(file, records, present):
     "Is the selection of the candidates that are here, on the rows that are here?"
     measured = {each["model"]["name"]: each["model"]["version"] for each in records}
@@ -178,10 +181,12 @@ def _evidence_faults(file, verdict, content, policy):
         faults.append(f"{file.name} was edited: it states other code, data or settings than {measures}")
     return faults
 
+# %% ../../nbs/pipeline/07a_gate.ipynb #fc958cf8
 def _content(verdict, but):
     "A verdict as it is on disk, without some of its parts"
     return {name: part for name, part in json.loads(to_json(verdict)).items() if name not in but}
 
+# %% ../../nbs/pipeline/07a_gate.ipynb #5f3608d9
 def _judged_again_faults(file, verdict, again):
     "A verdict against the one that its measures give now"
     if _content(verdict, {"evidence", "harm"}) != _content(again, {"evidence", "harm"}):
@@ -210,6 +215,7 @@ class _Kind:
     judge: Callable[[list[dict]], dict]
     rest: Callable[[Path, list[dict], Present], list[str]]
 
+# %% ../../nbs/pipeline/07a_gate.ipynb #7a30d06f
 def _of_audit(present, name):
     "An audit: its rows are those of the windows"
     limits = getattr(policy_limits(present.params, present.card), name)
@@ -220,6 +226,7 @@ def _of_audit(present, name):
     origin = measured_by(present.root, present.params, present.card, name)
     return _Kind(policy_of(limits, present.card), origin, again, rest)
 
+# %% ../../nbs/pipeline/07a_gate.ipynb #64d4b20f
 def _of_selection(present):
     "The selection: its rows are those of the reference, its models the candidates"
     def again(records): return selection(records, present.params, present.card)
@@ -237,6 +244,7 @@ def _read(file, kind):
     try: return read_report(file, kind), []
     except MlgovError as error: return None, [str(error).removeprefix(f"{file.parent}/")]
 
+# %% ../../nbs/pipeline/07a_gate.ipynb #d4b3d4f6
 def _with_harm(again, present):
     "A verdict judged again, with what the drift does, as the stage `judge` writes it"
     if not present.of_pipeline or again["audit"] not in WITH_HARM: return again
@@ -244,6 +252,17 @@ def _with_harm(again, present):
     if found["performance"] is None: return again
     limits = policy_limits(present.params, present.card)
     return {**again, "harm": harm(found["performance"], limits.performance, found["drift"], limits.drift)}
+
+# %% ../../nbs/pipeline/07a_gate.ipynb #6ebaadc0
+def _harm_faults(present, again):
+    "Does harm.json say what the measures give? It is told once, with the performance"
+    if again["audit"] != "performance" or "harm" not in again: return []
+    file = present.file("harm.json")
+    if not file.is_file(): return [f"{file.name} is missing"]
+    try: stated = json.loads(file.read_text())
+    except ValueError: return [f"{file.name} is no JSON: it was edited"]
+    if to_json(stated) == to_json(again["harm"]): return []
+    return [f"{file.name} is not what the measures give: it was edited, or is stale"]
 
 # %% ../../nbs/pipeline/07a_gate.ipynb #6468c260
 def _compare(present, kind, verdict, records):
@@ -253,8 +272,9 @@ def _compare(present, kind, verdict, records):
     faults = _origin_faults(measures, records, kind.origin) + kind.rest(measures, records, present)
     of_verdict = _evidence_faults(file, verdict, measures.read_bytes(), kind.policy)
     again = _with_harm(kind.judge(records), present)
-    return again, faults + (of_verdict or _judged_again_faults(file, verdict, again))
+    return again, faults + (of_verdict or _judged_again_faults(file, verdict, again)) + _harm_faults(present, again)
 
+# %% ../../nbs/pipeline/07a_gate.ipynb #02a36906
 def examine(
     present:Present, # The project
     name:str, # An audit, or 'select'
@@ -276,6 +296,7 @@ def _about_nobody(card):
     "Does the card say that the data are about nobody?"
     return bool(card.no_parity.strip()) and not card.protected
 
+# %% ../../nbs/pipeline/07a_gate.ipynb #18d6c26b
 def asked(
     present:Present, # The project
 )->tuple[list[str], list[str]]: # Audits that must have evidence, and those that were not run here
@@ -295,6 +316,7 @@ def _missing(found, present):
     fault = f"no verdict of the audit {found.audit} (params.yaml asks for {every})"
     return Found(found.audit, "unknown", [], [fault, *found.faults[1:]], found.mend)
 
+# %% ../../nbs/pipeline/07a_gate.ipynb #bf9cf3c8
 def open_present(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -307,6 +329,7 @@ def open_present(
         raise MlgovError(f"{folder}: no verdicts here; run `dvc repro` (or `make run`) first")
     return Present(root, params, pipeline_card(root, params), folder)
 
+# %% ../../nbs/pipeline/07a_gate.ipynb #929efd59
 def gate_report(
     present:Present, # From `open_present`
 )->tuple[list[Found], list[str]]: # What was found of each audit, and the audits that were not run

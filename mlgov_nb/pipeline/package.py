@@ -48,6 +48,7 @@ def _decision(root, params):
     selection, *audits = (read_report(present.file(f"{each.audit}.verdict.json"), "verdict") for each in found)
     return release_verdict(selection, audits, requires)
 
+# %% ../../nbs/pipeline/08_package.ipynb #4976ed7b
 def write_release(
     root:Path, # The project's top folder
     params:Params, # Its parameters
@@ -64,6 +65,7 @@ def write_release(
         write_json(folder/"RELEASE.json", _release(root, params, verdict))
     return verdict["model"]["version"]
 
+# %% ../../nbs/pipeline/08_package.ipynb #a1e34f90
 def package_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters

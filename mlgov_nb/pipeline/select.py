@@ -83,6 +83,7 @@ def _not_the_best(candidate, best):
     own = number(candidate.rank, f"≥ {best.rank:.15g}")
     return f"{start} {own} is not as good as {number(best.rank, f'≥ {candidate.rank:.15g}')}"
 
+# %% ../../nbs/pipeline/03_select.ipynb #214d9183
 def _why_not(candidate, best):
     "Why a candidate was not chosen, in a sentence"
     if candidate.passed: return _not_the_best(candidate, best)
@@ -149,6 +150,7 @@ def selected_by(
     audit = params.audit.model_dump(include={"min_n", "resamples", "value"})
     return made_by(source_files(SOURCES), card, dict(seed=params.seed, **audit))
 
+# %% ../../nbs/pipeline/03_select.ipynb #31b7c135
 def selection_policy(
     params:Params, # The project's parameters
     card:Card, # The dataset card
@@ -156,6 +158,7 @@ def selection_policy(
     "What candidates are chosen by"
     return policy_of(policy_limits(params, card).pre_release, card, by=params.select[card.task])
 
+# %% ../../nbs/pipeline/03_select.ipynb #b22ef7aa
 def selection(
     records:list[dict], # Of `select.json`
     params:Params, # The project's parameters
@@ -207,6 +210,7 @@ def _check_policy(params, card):
     "`ConfigError` for a limit of any audit that is on a measure or a window that does not exist, before the work"
     for audit, limits in policy_limits(params, card): check_limits(audit, [], limits, card)
 
+# %% ../../nbs/pipeline/03_select.ipynb #a7b6bd22
 def select_stage(
     root:Path, # The project's top folder
     params:Params, # Its parameters

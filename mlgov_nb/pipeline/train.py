@@ -76,6 +76,7 @@ def _nothing_to_mitigate(recipe, card):
     method = recipe.mitigation.method
     return "" if method in card.task.mitigations else f"{method} is for binary decisions"
 
+# %% ../../nbs/pipeline/02_train.ipynb #0347e57b
 def _mitigable(recipe, card):
     "The recipe, without its mitigation where the card leaves it nothing to do"
     if not _nothing_to_mitigate(recipe, card): return recipe
@@ -127,6 +128,7 @@ def _inputs(root):
     "The files that a training reads"
     return {part: Path(root)/"data/split"/f"{part}.parquet" for part in ("train", "reference")}
 
+# %% ../../nbs/pipeline/02_train.ipynb #25add4d9
 def origins_of(
     root:Path, # The project's top folder
     params:Params, # Its parameters
