@@ -208,7 +208,7 @@ def files(here):
     write("empty.csv", base.head(0))
     write("row.csv", base.head(1))
     (here.root/"twice.csv").write_text("x,x\n1,2\n")
-    (here.root/"broken.parquet").write_bytes(b"PAR1 no")
+    (here.root/"broken.parquet").write_bytes(b"PAR1\x15\x04 no")
     identifiers = pd.DataFrame(dict(x=np.arange(100_000.0), k=[f"id{i}" for i in range(100_000)]))
     identifiers.to_parquet(here.root/"ids.parquet")
     times = pd.DataFrame(dict(x=pd.date_range("2024-01-01", periods=200), y=1, k="a"))

@@ -48,6 +48,9 @@ def test_an_outcome_that_cannot_be_computed_at_all_is_told(tmp_path):
     assert note.startswith("no row is labelled: ") and "cannot be evaluated" in note
     pd.DataFrame(dict(id=range(50), a=1.0)).to_csv(tmp_path/"y.csv", index=False)
     assert read_prepared(tmp_path/"y.csv", RICH).notes == []       # labels may come later, in a file of their own
+    pd.DataFrame(dict(id=range(50), a=1.0, income="")).to_csv(tmp_path/"z.csv", index=False)
+    empty = read_prepared(tmp_path/"z.csv", RICH, labelled=True)
+    assert empty.rows.rich.isna().all() and empty.notes == []
 
 
 @pytest.mark.parametrize("mark", ["-999", "-999.0"])

@@ -111,7 +111,8 @@ def _loosely_typed(
         spelling = number_spelling(df[name], reading, str(name))
         times = as_times(df[name], reading)
         known = has_value(df[name], reading)
-        if spelling.present and not spelling.codes and spelling.bad <= FEW_STRAYS * spelling.present:
+        if not known.any(): found = pd.Series(np.nan, index=df.index)       # no label yet
+        elif spelling.present and not spelling.codes and spelling.bad <= FEW_STRAYS * spelling.present:
             found = pd.Series(numbers(df[name], reading, str(name))[0], index=df.index)
         elif known.any() and times.notna().sum() >= (1 - FEW_STRAYS) * known.sum(): found = times
         else: continue
