@@ -15,7 +15,7 @@ from mlgov_nb.data.card import Card, Reading
 from mlgov_nb.data.labels import read_labels
 from mlgov_nb.data.prepare import prepare, read_prepared
 from mlgov_nb.data.read import read_raw, read_rows, write_rows
-from mlgov_nb.data.split import content_hash
+from mlgov_nb.data.split import content_hash, same_season
 from mlgov_nb.data.table import open_table
 from mlgov_nb.data.values import DataError, as_category, as_times, numbers
 from mlgov_nb.pipeline.card_page import small_picture
@@ -242,7 +242,18 @@ def test_a_season_needs_dates(tmp_path):
     frame.to_csv(tmp_path/"x.csv", index=False)
     with pytest.raises(DataError, match="'region' holds no date"):
         drift_of(tmp_path/"x.csv", tmp_path/"x.csv", match="month", time="region")
-    assert drift_of(tmp_path/"x.csv", tmp_path/"x.csv", match="month", time="day").record["window"]["rows"] == 80
+
+
+def test_rows_without_a_date_are_of_no_season():
+    old = pd.DataFrame(dict(day=pd.to_datetime(["2023-01-05", "2023-02-05", None]), x=[1, 2, 3]))
+    new = pd.DataFrame(dict(day=pd.to_datetime(["2024-01-09", None]), x=[4, 5]))
+    assert same_season(old, new, "day", "month").x.tolist() == [1]
+    with pytest.raises(DataError, match="holds no date in the window"): same_season(old, new.tail(1), "day", "month")
+
+
+def test_a_list_of_frames_is_refused_in_words():
+    with pytest.raises(DataError, match="join rows in memory into one table first"):
+        read_raw([pd.DataFrame(dict(id=[1]))])
 
 
 def test_marks_for_no_value_count_in_expressions_labels_and_times(tmp_path):
@@ -323,7 +334,7 @@ def test_ids_of_19_digits_keep_them_behind_a_decimal_point():
     assert as_category(pd.Series(["1234567890123456789.0"])).tolist() == ["1234567890123456789"]
 
 
-def test_many_odd_cells_are_refused_quickly():
+def test_all_odd_cells_of_a_row_are_its_reason():
     frame = pd.DataFrame(dict(id=range(60_000), a=["x", "1", "2"] * 20_000, b=["y", "1", "2", "3"] * 15_000))
     card = Card(**COMMON | dict(numeric=["a", "b"]), target=dict(name="t", expr="true"))
     _, refused = prepare(frame, card)

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from .console import cards, open_project, print_line
-from ..data.card import card_path, load_card
+from ..data.card import card_path, load_card, raw_name
 from ..settings import MlgovError, load_params
 
 # %% ../../nbs/cli/04_cards.ipynb #f7f8139d
@@ -48,8 +48,15 @@ def _faults_of_draft(root, drafted):
     try: checked = check_card(root, load_params(root/"params.yaml"), load_card(drafted.card))
     except MlgovError as error: return [str(error)]
     doubts = [look for look in checked.looks if ": a leak? " in look]
-    unseen = [doubt for doubt in doubts if not any(look.startswith(doubt.split(":")[0]) for look in drafted.looks)]
+    unseen = [doubt for doubt in doubts if not drafted.uses[raw_name(doubt.split(": a leak? ")[0])].look]
     return [*(fault for fault in checked.faults if "not filled in yet" not in fault), *unseen]
+
+# %% ../../nbs/cli/04_cards.ipynb #b121c1a0
+def _print_draft(root, drafted, page):
+    "Where a draft is, what was decided, and what to look at"
+    print_line(f"drafted {drafted.card.relative_to(root)}; to review: {page.relative_to(root)}", "green")
+    for note in drafted.notes: print_line(f"  {note}")
+    for look in [*drafted.looks, *_faults_of_draft(root, drafted)]: print_line(f"  look: {look}", "yellow")
 
 # %% ../../nbs/cli/04_cards.ipynb #8b2f4a33
 @cards.command("new")
@@ -70,11 +77,7 @@ def card_new( # noqa: PLR0913 - a command's options
     root, _ = open_project()
     wishes = Wishes(positive, dates, separator, encoding, _ask if sys.stdin.isatty() else None)
     drafted = draft_card(root, file, target, name, wishes, use, force)
-    page = write_card_page(drafted)
-    print_line(f"drafted {drafted.card.relative_to(root)}; to review: {page.relative_to(root)}", "green")
-    for note in drafted.notes: print_line(f"  {note}")
-    for look in drafted.looks: print_line(f"  look: {look}", "yellow")
-    for fault in _faults_of_draft(root, drafted): print_line(f"  look: {fault}", "yellow")
+    _print_draft(root, drafted, write_card_page(drafted))
     after = "" if use else f" after setting data.card: {drafted.card.stem} in params.yaml"
     print_line(f"next: read and edit the card, replace each FILL IN, `mlgov card check {drafted.card.stem}`, "
                f"then `dvc repro`{after}")

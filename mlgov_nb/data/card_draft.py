@@ -469,11 +469,12 @@ def _proxy_looks(seen):
     return looks
 
 # %% ../../nbs/data/13_card_draft.ipynb #87e4ca53
-def _order_look(seen):
-    "Numbers of few values that became categories, in one sentence; '' without any"
-    few = [use.name for use in seen.uses.values() if "if their order has a meaning" in use.reason]
-    if not few: return ""
-    return f"{_few(few)}: numbers of few values, taken as categories; move counts and grades to `numeric`"
+def _order_looks(seen):
+    "Numbers of few values that became categories, in one sentence; none without any"
+    few = [use.name for use in seen.uses.values() if use.use == "categorical" and holds_numbers(seen.df[use.name])
+           and 2 < seen.df[use.name].nunique() <= 10]
+    if not few: return []
+    return [f"{_few(few)}: numbers of few values, taken as categories; move counts and grades to `numeric`"]
 
 # %% ../../nbs/data/13_card_draft.ipynb #ddc0906c
 def _looks(seen):
@@ -486,7 +487,7 @@ def _looks(seen):
         flags = [use for use in protected if use.attribute == attribute and seen.df[use.name].nunique() == 2]
         joined = f"{_names(flags)} may be parts of one attribute ({attribute}): join them into one column"
         if len(flags) > 1: looks.append(f"{joined}, so that all groups are compared")
-    looks += [*_proxy_looks(seen), *([_order_look(seen)] if _order_look(seen) else [])]
+    looks += [*_proxy_looks(seen), *_order_looks(seen)]
     return looks + [f"{use.name}: {use.look}" for use in seen.uses.values() if use.look]
 
 # %% ../../nbs/data/13_card_draft.ipynb #80acc476

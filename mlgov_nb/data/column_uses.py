@@ -19,7 +19,8 @@ from .dates import name_words, names_birth, names_time, word_set
 from .groups import groups
 from .leakage import FIGURE, named_as_target, sample_labelled, strength, told_by, written_later
 from .leakage import find_leaks, group_codes, late_columns, named_afterwards
-from .meaning import is_of_letters, perhaps_protected, personal, protected_attribute, survey_weight
+from .meaning import attribute_by_name, is_of_letters, perhaps_protected
+from .meaning import personal, protected_attribute, survey_weight
 from .values import MISSING, as_category, as_times, holds_numbers, number_spelling, numbers
 
 # %% ../../nbs/data/12_column_uses.ipynb #8b462d38
@@ -423,7 +424,7 @@ def _with_one_sex(rows, special):
     "Uses in which letters such as M and F are no second column of the sex"
     of_sex = [name for name, use in special.items() if use.use == "protected" and use.attribute == "sex"]
     doubtful = [name for name in of_sex if is_of_letters(rows.df[name])]
-    others = [name for name in of_sex if name not in doubtful or protected_attribute(pd.Series([0, 1]), name)]
+    others = [name for name in of_sex if name not in doubtful or attribute_by_name(name) == "sex"]
     doubtful = [name for name in doubtful if name not in others]
     if not others: return special
     look = f"M and F are no sexes here, because {others[0]} is there: if they are, list it under `protected`"

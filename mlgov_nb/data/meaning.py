@@ -6,8 +6,8 @@
 __all__ = ['EVENTS', 'NO_EVENTS', 'BAD_EVENTS', 'GOOD_OUTCOMES', 'NEGATION', 'PROTECTED_WORDS', 'PROTECTED_STEMS',
            'PERHAPS_PROTECTED', 'WHOLE_NAMES', 'FLAG_WORDS', 'PAIRS', 'PROTECTED_VALUES', 'NOT_OF_PERSONS',
            'PERSONAL_WORDS', 'NAMED_THINGS', 'TITLES', 'PERSON_WORDS', 'SURELY_PERSONAL', 'SHAPES', 'FIRST_NAMES',
-           'SURVEY_WEIGHTS', 'LIKE_WEIGHTS', 'WEIGHTS', 'OF_BODIES', 'OF_SURVEYS', 'positive_of', 'protected_attribute',
-           'is_of_letters', 'perhaps_protected', 'personal', 'survey_weight']
+           'SURVEY_WEIGHTS', 'LIKE_WEIGHTS', 'WEIGHTS', 'OF_BODIES', 'OF_SURVEYS', 'positive_of', 'attribute_by_name',
+           'protected_attribute', 'is_of_letters', 'perhaps_protected', 'personal', 'survey_weight']
 
 # %% ../../nbs/data/11_meaning.ipynb #593e067a
 import re
@@ -164,8 +164,10 @@ def _words_of(attribute, words):
     return {word for word in words if word in listed or re.fullmatch(stem, word)}
 
 # %% ../../nbs/data/11_meaning.ipynb #212e79e2
-def _by_name(name):
-    "The attribute that a name names; '' where it names none"
+def attribute_by_name(
+    name:str, # A column
+)->str: # Such as 'sex', or 'sex and race'; '' where it names none
+    "The protected attribute that a name names"
     words = name_words(name)
     pairs = {" ".join(pair) for pair in pairwise(words)}
     paired = [attribute for pair, attribute in PAIRS.items() if pair in pairs or pair.replace(" ", "") in words]
@@ -192,7 +194,7 @@ def protected_attribute(
     if not holds_numbers(values) and 2 <= len(distinct) <= 20:
         by_values = _by_values(as_category(values.dropna()).unique())
         if by_values: return by_values
-    attribute = _by_name(name)
+    attribute = attribute_by_name(name)
     if not attribute or NOT_OF_PERSONS & set(name_words(name)): return ""
     if not holds_numbers(values) or len(distinct) <= 12: return attribute if len(distinct) <= 200 else ""
     numbers = values.dropna().to_numpy(float)
@@ -257,7 +259,8 @@ def personal(
         if len(distinct) <= 10 or distinct.str.fullmatch(shape).mean() <= 0.6: continue
         if what != "addresses" or _differ(distinct): return what
     words = distinct.str.lower().str.findall(r"[^\W\d_]+")
-    named = words.map(lambda found: any(word in FIRST_NAMES | TITLES for word in found[:3])).mean()
+    known = FIRST_NAMES | TITLES
+    named = words.map(lambda found: any(word in known for word in found[:3])).mean()
     if len(distinct) > 10 and named > 0.25 and words.map(len).mean() < 4: return "names of persons"
     column = name_words(name)
     if NAMED_THINGS & {*column}: return ""

@@ -131,41 +131,58 @@ def _evaluate(df, expression, reading):
         try: return _computed(rows, expression), strays
         except duckdb.Error: raise error from None
 
-# %% ../../nbs/data/05_prepare.ipynb #43aba8ee
+# %% ../../nbs/data/05_prepare.ipynb #af940fb7
+def _outcome(df, card, where):
+    "The target of raw rows, and the texts that count as unknown for its expression"
+    import duckdb
+    expression = card.target.expr
+    if card.target.column:
+        if card.target.column not in df: raise MissingColumn([card.target.column], df.columns, where)
+        return _declared_target(df, card), {}
+    try: values, strays = _evaluate(df, expression, card.reading)
+    except duckdb.Error as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{where}: target.expr '{expression}' cannot be evaluated: {reason}") from None
+    _check_unnamed(df, card, values, where)
+    unexpected = sorted(set(values.dropna().unique()) - set(card.task.labels))[:3] if card.task.labels else []
+    if not unexpected: return values, strays
+    raise DataError(f"{where}: target.expr '{expression}' must be {card.task.target_words} for a {card.task} task, "
+                    f"it gave {unexpected}")
+
+# %% ../../nbs/data/05_prepare.ipynb #a7469f9c
 def target_values(
     df:pd.DataFrame, # Raw rows
     card:Card, # Their card
     where:str="data", # What to call the rows in an error
 )->pd.Series: # The target as float64; NaN is unlabelled
     "The card's target; `DataError` tells why its expression cannot be evaluated"
-    import duckdb
-    expression = card.target.expr
-    if card.target.column:
-        if card.target.column not in df: raise MissingColumn([card.target.column], df.columns, where)
-        return _declared_target(df, card)
-    try: values, _ = _evaluate(df, expression, card.reading)
-    except duckdb.Error as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{where}: target.expr '{expression}' cannot be evaluated: {reason}") from None
-    _check_unnamed(df, card, values, where)
-    if not card.task.labels: return values
-    unexpected = sorted(set(values.dropna().unique()) - set(card.task.labels))[:3]
-    if not unexpected: return values
-    raise DataError(f"{where}: target.expr '{expression}' must be {card.task.target_words} for a {card.task} task, "
-                    f"it gave {unexpected}")
+    return _outcome(df, card, where)[0]
 
-# %% ../../nbs/data/05_prepare.ipynb #e9f3b589
+# %% ../../nbs/data/05_prepare.ipynb #3ed910cb
+def _outcome_note(df, card, strays):
+    "A sentence on values from which no outcome can be told; '' without any"
+    told = [f"{name}: {', '.join(map(repr, texts))}" for name, texts in strays.items() if texts]
+    if told: return f"{'; '.join(told)}: no outcome can be computed from it; these rows are unlabelled"
+    undeclared = undeclared_values(df, card)
+    if not undeclared: return ""
+    shown = ", ".join(f"{value!r} ({count:,} rows)" for value, count in list(undeclared.items())[:5])
+    return f"{card.target.column}: {shown} is no outcome that the card declares: these rows are unlabelled"
+
+# %% ../../nbs/data/05_prepare.ipynb #cb87576b
 def _target(df, card, labelled, where):
-    "The target: as it is in the rows, or computed from them; NaN where it cannot be and need not be"
+    "The target, as it is in the rows or computed from them, and a note on it; NaN where it need not be known"
     name = card.target.name
     if name in df and labelled:
         raise DataError(f"{where}: target.name '{name}' is a column of the file; "
                         "give the target another name in the card")
-    if name in df: return parse_numbers(df[name], name, where)[0]
-    try: return target_values(df, card, where)
-    except DataError:
+    if name in df: return parse_numbers(df[name], name, where)[0], ""
+    try: values, strays = _outcome(df, card, where)
+    except DataError as error:
         if labelled: raise
-        return pd.Series(np.nan, index=df.index)
+        is_absent = isinstance(error, MissingColumn) or "not found in FROM" in str(error)     # labels may come later
+        note = "" if is_absent else f"no row is labelled: {str(error).removeprefix(f'{where}: ')}"
+        return pd.Series(np.nan, index=df.index), note
+    return values, _outcome_note(df, card, strays)
 
 # %% ../../nbs/data/05_prepare.ipynb #9a044a38
 def row_schema(
@@ -277,7 +294,21 @@ def _settled(rows, card):
         if pd.api.types.is_integer_dtype(values) or (values % 1 == 0).all(): whole[name] = values.astype("int64")
     return with_columns(rows, whole)
 
-# %% ../../nbs/data/05_prepare.ipynb #936cad00
+# %% ../../nbs/data/05_prepare.ipynb #32db122d
+def _checked_rows(df, card, labelled, where, keep):
+    "Rows that fit the card, refused rows with `reason`, and a note on the target"
+    df = _with_own_names(df.reset_index(drop=True), card)
+    _need_card_columns(list(map(str, df.columns)), card, labelled, where)
+    columns, unreadable = _typed_columns(df, card, where)
+    columns[card.target.name], note = _target(df, card, labelled, where)
+    for name in keep:
+        if name in df and name not in columns: columns[name] = parse_numbers(df[name], name, where, card.reading)[0]
+    rows = pd.DataFrame(columns)
+    reasons = _refusals(rows, unreadable, card)
+    accepted = rows.drop(index=reasons.index).reset_index(drop=True)
+    return _settled(accepted, card), df.loc[reasons.index].assign(reason=reasons), note
+
+# %% ../../nbs/data/05_prepare.ipynb #961e8a83
 def prepare(
     df:pd.DataFrame, # Raw rows
     card:Card, # Their card
@@ -286,16 +317,8 @@ def prepare(
     keep:list[str]=(), # Further columns of numbers that are kept where they are there
 )->tuple[pd.DataFrame, pd.DataFrame]: # Rows with the card's columns and the target; refused rows with `reason`
     "Check raw rows against the card: id, time, features, protected attributes, target; nothing is dropped silently"
-    df = _with_own_names(df.reset_index(drop=True), card)
-    _need_card_columns(list(map(str, df.columns)), card, labelled, where)
-    columns, unreadable = _typed_columns(df, card, where)
-    columns[card.target.name] = _target(df, card, labelled, where)
-    for name in keep:
-        if name in df and name not in columns: columns[name] = parse_numbers(df[name], name, where, card.reading)[0]
-    rows = pd.DataFrame(columns)
-    reasons = _refusals(rows, unreadable, card)
-    accepted = rows.drop(index=reasons.index).reset_index(drop=True)
-    return _settled(accepted, card), df.loc[reasons.index].assign(reason=reasons)
+    rows, refused, _ = _checked_rows(df, card, labelled, where, keep)
+    return rows, refused
 
 # %% ../../nbs/data/05_prepare.ipynb #7c0305e2
 @dataclass(frozen=True)
@@ -323,33 +346,6 @@ class Prepared:
         shown = "; ".join(f"{reason} ({count:,})" for reason, count in list(self.reasons.items())[:5])
         return [*self.notes, f"{len(self.refused):,} of {self.read:,} rows are refused: {shown}; "
                              f"the first is row {first.file_row:,}"]
-
-# %% ../../nbs/data/05_prepare.ipynb #a51ea28a
-def _stray_note(df, card):
-    "A sentence on cells from which the expression of the target cannot be computed; '' without any"
-    import duckdb
-    try: _, strays = _evaluate(df, card.target.expr, card.reading)
-    except duckdb.Error: return ""
-    told = [f"{name}: {', '.join(map(repr, texts))}" for name, texts in strays.items() if texts]
-    return f"{'; '.join(told)}: no outcome can be computed from it; these rows are unlabelled" if told else ""
-
-# %% ../../nbs/data/05_prepare.ipynb #f3ba8ccc
-def _no_outcome(df, card):
-    "Why no outcome at all could be computed, where the columns for it are there; otherwise ''"
-    try: target_values(df, card)
-    except MissingColumn: return ""
-    except DataError as error: return "" if "not found in FROM" in str(error) else f"no row is labelled: {error}"
-    return ""
-
-# %% ../../nbs/data/05_prepare.ipynb #a7cd3c60
-def _label_note(df, card, labels):
-    "A sentence on values from which no outcome could be told; '' without any"
-    if card.target.name in df or labels.notna().all(): return ""
-    if card.target.expr: return _stray_note(df, card) or (_no_outcome(df, card) if labels.isna().all() else "")
-    undeclared = undeclared_values(df, card)
-    if not undeclared: return ""
-    shown = ", ".join(f"{value!r} ({count:,} rows)" for value, count in list(undeclared.items())[:5])
-    return f"{card.target.column}: {shown} is no outcome that the card declares: these rows are unlabelled"
 
 # %% ../../nbs/data/05_prepare.ipynb #3c0166fa
 def _with_places(refused, raw):
@@ -385,6 +381,5 @@ def read_prepared(
     _need_card_columns(names, card, labelled, where)
     check_own_names(names, card.features, where)
     raw = read_raw(tables, card.reading, _columns_in_use(names, card, keep))
-    rows, refused = prepare(raw.frame, card, labelled, where, keep)
-    label_note = _label_note(raw.frame, card, rows[card.target.name])
-    return Prepared(rows, _with_places(refused, raw), [*raw.notes, *([label_note] if label_note else [])])
+    rows, refused, note = _checked_rows(raw.frame, card, labelled, where, keep)
+    return Prepared(rows, _with_places(refused, raw), [*raw.notes, *([note] if note else [])])

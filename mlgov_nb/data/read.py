@@ -137,7 +137,7 @@ def typed_rows(
 def refuse_torn(
     raw:RawRows, # From `read_raw`
 ):
-    "`DataError` where rows have a wrong number of cells, for whoever needs all rows"
+    "`DataError` where rows have a wrong number of cells, for what needs all rows"
     if not raw.aside: return
     file, number, reason = raw.aside[0]
     raise DataError(f"{file}: row {number} has {reason} ({len(raw.aside):,} such rows); row 1 is the line of names")

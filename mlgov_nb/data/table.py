@@ -672,7 +672,10 @@ def files_of(
     source, # A file, a folder, several files, or rows in memory
 )->list[Path]|None: # Its files
     "The files of a source in the order of their names, or None for rows in memory; `DataError` for an empty folder"
-    if isinstance(source, (list, tuple)): return [file for each in source for file in files_of(each)]
+    if isinstance(source, (list, tuple)):
+        if not all(isinstance(each, (str, Path)) for each in source):
+            raise DataError("a list holds something else than files; join rows in memory into one table first")
+        return [file for each in source for file in files_of(each)]
     if not isinstance(source, (str, Path)): return None
     if not Path(source).is_dir(): return [Path(source)]
     found = sorted(file for file in Path(source).rglob("*") if file.is_file() and not _is_hidden(file, source))

@@ -227,15 +227,16 @@ def check_card(
 )->Checked: # Faults, and what to look at
     "Compare a card with its file and the policy; `DataError` where the file cannot be read by it"
     source = Path(root)/"data"/"raw"/card.path
-    columns = list(dict.fromkeys(name for table in open_tables(source, card.reading) for name in table.names))
-    prepared = read_prepared(source, card, labelled=True, where=card.path)
+    tables = open_tables(source, card.reading, [*map(raw_name, card.features), raw_name(card.id)])
+    columns = list(dict.fromkeys(name for table in tables for name in table.names))
+    prepared = read_prepared(tables, card, labelled=True, where=card.path)
     rows = prepared.rows
     faults = unfilled(card) + _source_faults(card, columns) + _name_faults(card)
     faults += _refused_faults(prepared, policy_limits(params, card))
     looks = [*prepared.notes, *_refusal_sentences(prepared, card)]
     if rows.empty: return Checked(card, 0, len(prepared.refused), 0.0, [*faults, "no row is left"], looks)
     faults += _group_faults(card, rows) + _actionable_faults(card, rows) + policy_faults(params, card, rows)
-    raw = first_rows(source, card.reading)
+    raw = first_rows(tables, card.reading)
     train, cannot_split = _parts(rows, card, params.seed)
     leaks, doubts = leak_faults(params, card, train)
     labelled = float(rows[card.target.name].notna().mean())

@@ -9,9 +9,8 @@ __all__ = ['COUNTERS', 'SCHEMA', 'ATTEMPTS', 'count', 'profile', 'to_dict', 'fro
 # %% ../../nbs/profile/04_build.ipynb #c5afcc81
 import hashlib
 import json
-from concurrent.futures import CancelledError
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
