@@ -10,6 +10,7 @@ from mlgov_nb.data.card import Card, load_card, raw_name
 from mlgov_nb.data.card_draft import Wishes, draft_card
 from mlgov_nb.data.prepare import read_prepared
 from mlgov_nb.data.split import split
+from mlgov_nb.data.values import DataError
 from mlgov_nb.pipeline.card_page import drafted_page
 
 COUNT = 400
@@ -420,6 +421,13 @@ def test_a_header_that_is_a_row_is_told(draft, tmp_path):
     (tmp_path/"my.csv").write_text("\n".join(["51.2,y,17.5", *lines[1:]]) + "\n")
     _, found = draft(None, "y")
     assert any("looks like a row of data" in look for look in found.looks)
+
+
+@pytest.mark.parametrize("text, fault", [("id,x,y\n", "holds no row"),
+                                         ("id,x,y\n1,2\n3,4,yes,no\n", "row 2 has 2 cells")])
+def test_a_file_without_a_whole_row_is_refused_for_that(draft, tmp_path, text, fault):
+    (tmp_path/"my.csv").write_text(text)
+    with pytest.raises(DataError, match=fault): draft("my.csv")
 
 
 def test_files_of_two_months_get_two_cards(draft):

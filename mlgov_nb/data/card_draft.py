@@ -21,7 +21,7 @@ from .dates import date_spelling, name_words
 from .meaning import positive_of
 from .number_marks import SIGNS, number_marks
 from .prepare import UNKNOWN_OUTCOMES, check_own_names
-from .read import RawRows, read_raw
+from .read import RawRows, read_raw, refuse_torn
 from .values import DataError, as_category, category_name, holds_numbers, need_columns, parse_times
 from ..files import atomic_file, write_atomic
 from ..settings import MlgovError, one_line, parse_model
@@ -517,6 +517,9 @@ def draft_card(
     stated = dict(separator=wishes.separator, encoding=wishes.encoding)
     raw = read_raw(file, parse_model(Reading, stated, "--separator, --encoding"), wanted=[target])
     need_columns([target], raw.frame, str(file))
+    if raw.frame.empty:
+        refuse_torn(raw)
+        raise DataError(f"{file}: holds no row below the line of names")
     check_own_names(list(raw.frame), list(map(own_name, raw.frame)), str(file))
     card, name = _new_card(root, file, name, force)
     seen = _with_id(_understand(raw, target, wishes))
