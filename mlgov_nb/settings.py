@@ -90,6 +90,8 @@ class Limit(Strict):
     min: float | None = None
     max: float | None = None
     breach: Literal["fail", "warn"] = "fail"
+    # 'interval': outside only where the 95% interval is; 'value': where a rule asks for the figure itself
+    decide_by: Literal["interval", "value"] = "interval"
     required: bool = True             # is 'cannot tell' as bad as a breach?
 
     @model_validator(mode="after")
@@ -144,8 +146,8 @@ class AuditSettings(Strict):
     min_n: int = Field(30, ge=2)               # smaller groups are counted, never rated
     resamples: int = Field(2000, ge=100)       # draws behind an interval
     alpha: float = Field(0.05, gt=0, lt=0.5)   # false-alarm rate of a whole drift audit, over all its tests
-    effect_floor: float = Field(0.07, ge=0)    # a significant change below this Jensen-Shannon distance is still small
-    joint_floor: float = Field(0.1, ge=0)      # the same for all columns together
+    effect_floor: float = Field(0.03, ge=0)    # a Jensen-Shannon distance; a change not certainly larger is small
+    joint_floor: float = Field(0.05, ge=0)     # the same for all columns together
     ignored: float = Field(0.01, ge=0, lt=1)   # the model ignores a feature with a smaller share of the importance
     outlier_rate: float = Field(0.01, gt=0, lt=0.5)   # share of unchanged rows that may be called outliers
     # 'reference', 'previous', 'same month', 'same quarter', 'same weekday', or a window's name

@@ -214,7 +214,7 @@ def unservable(
 def _with_own_names(content):
     "The content of a card in which every column has its own name"
     named = dict(content)
-    for key in ("id", "time", "unit"):
+    for key in ("id", "time", "unit", "block"):
         if isinstance(named.get(key), str): named[key] = own_name(named[key])
     if named.get("id") in SHEET: named["id"] = OWN_PREFIX + named["id"]
     for key in ("numeric", "categorical"):
@@ -242,7 +242,7 @@ def _check_names(card, reserved):
     if repeated := sorted({name for name in features if features.count(name) > 1}):
         raise ValueError(f"features listed twice: {repeated}")
     if clash := sorted(reserved & set(features)):
-        raise ValueError(f"{clash} cannot be features: they are the id, the unit, the time or the target")
+        raise ValueError(f"{clash} cannot be features: they are the id, the unit, the block, the time or the target")
     columns = {*features, *(attribute.column for attribute in card.protected.values())}
     if card.target.name in TAKEN: raise ValueError(f"target.name '{card.target.name}' is taken; give it another name")
     if {"subject", own_name("subject")} & columns:
@@ -269,7 +269,8 @@ def _check_protected(card, reserved):
     taken = {*reserved, card.target.column} - {""}
     answers = [name for name, attribute in protected.items() if attribute.column in taken]
     if answers:
-        raise ValueError(f"protected attributes {answers} are the id, the unit, the time or the target's own column")
+        raise ValueError(f"protected attributes {answers} are the id, the unit, the block, the time or the target's "
+                         "own column")
     if clash := sorted(set(protected) & (set(features) | reserved)):
         raise ValueError(f"protected attributes {clash} have the name of a feature, the id, the time or the target; "
                          "name them differently")
@@ -293,7 +294,7 @@ def _check_explanations(card):
 # %% ../../nbs/data/00_card.ipynb #ef9e0f64
 def _check_card(card):
     "What the parts of a card require of each other"
-    reserved = {card.id, card.unit, card.time, card.target.name} - {None}
+    reserved = {card.id, card.unit, card.block, card.time, card.target.name} - {None}
     _check_names(card, reserved)
     _check_protected(card, reserved)
     _check_explanations(card)
@@ -326,6 +327,7 @@ class Card(Strict):
     target: Target
     id: str
     unit: str | None = None           # whose rows these are, where several rows are of one person or thing
+    block: str | None = None          # what rows were collected in, such as a day or a batch; the time means its days
     time: str | None = None
     numeric: list[str] = []
     categorical: list[str] = []

@@ -225,7 +225,7 @@ def _refusals(rows, unreadable, card):
 def _with_own_names(df, card):
     "Raw rows in which the card's columns have their names of the inside; target expressions still find the raw ones"
     protected = [attribute.column for attribute in card.protected.values()]
-    names = {*card.features, card.id, card.time, card.unit, *protected} - {None}
+    names = {*card.features, card.id, card.time, card.unit, card.block, *protected} - {None}
     apart = [name for name in names if name != raw_name(name) and name not in df and raw_name(name) in df]
     return with_columns(df, {name: df[raw_name(name)] for name in apart}) if apart else df
 
@@ -233,7 +233,7 @@ def _with_own_names(df, card):
 def _need_card_columns(names, card, labelled, where):
     "Raise `MissingColumn` unless every column that the card needs is there"
     there = {*names, *map(own_name, names)}
-    needed = {card.id, card.time, *card.features, card.unit if labelled else None} - {None}
+    needed = {card.id, card.time, *card.features, *((card.unit, card.block) if labelled else ())} - {None}
     missing = needed - there
     for name, attribute in card.protected.items():
         if not {attribute.column, name} & there: missing.add(attribute.column)
@@ -277,7 +277,8 @@ def _typed_columns(df, card, where):
     "The card's columns in its types, and for each column that was parsed a mask of values that do not fit"
     columns, unreadable = {card.id: ids_of(df[card.id], where)}, {}
     reading = card.reading
-    if card.unit in df: columns[card.unit] = as_category(df[card.unit], reading)
+    for name in (card.unit, card.block):
+        if name in df: columns[name] = as_category(df[name], reading)
     if card.time: columns[card.time], unreadable[card.time] = parse_times(df[card.time], card.time, where, reading)
     for name in card.numeric: columns[name], unreadable[name] = parse_numbers(df[name], name, where, reading)
     for name in card.categorical: columns[name] = as_category(df[name], reading)
@@ -358,7 +359,8 @@ def _with_places(refused, raw):
 # %% ../../nbs/data/05_prepare.ipynb #99b30f98
 def _columns_in_use(names, card, keep):
     "The columns of a file that a card is about; what else a file holds is never looked at"
-    used = {*card.features, *card.protected, card.id, card.time, card.unit, card.target.name, card.target.column, *keep}
+    used = {*card.features, *card.protected, *keep}
+    used |= {card.id, card.time, card.unit, card.block, card.target.name, card.target.column}
     used |= {attribute.column for attribute in card.protected.values()}
     used |= {raw_name(name) for name in used if name}
     expression = card.target.expr.casefold()

@@ -13,8 +13,9 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from .slices import Slice, find_slices
-from ..model.encoding import design, pooled_codes
+from ..model.encoding import Encoder, design, pooled_codes
 from ..stats.two_sample import Domain, Mmd, domain_classifier, js_of_auc, mmd
+from ..stats.units import FEWEST_UNITS, copied_rows
 
 # %% ../../nbs/drift/04_joint.ipynb #21b1e4d6
 @dataclass(frozen=True)
@@ -43,16 +44,17 @@ def _usual_effects(columns, old, history, min_n, seed):
     return _usual([table.effect.fillna(0) for table in tables])
 
 # %% ../../nbs/drift/04_joint.ipynb #ed272ab9
-def _test_row(n, p, effect, why="", words="", joint=True):
+def _test_row(n, p, effect, low, why="", words="", joint=True):
     "One row under a drift table; `joint` is False for the slices, whose effect is that of a part of the rows"
-    return dict(n=n, p=p, effect=effect, why=why, words=words, joint=joint)
+    return dict(n=n, p=p, effect=effect, low=low, why=why, words=words, joint=joint)
 
 # %% ../../nbs/drift/04_joint.ipynb #9907acee
-def _why_not(columns, old, new, min_n):
+def _why_not(columns, old, new, min_n, units):
     "Why whole rows cannot be compared, or ''"
     if min(len(old), len(new)) < max(min_n, 8): return f"fewer than {min_n} rows"
     if not (columns.numeric or columns.categorical): return "no feature can be compared"
-    return ""
+    fewest = min((len(np.unique(numbers)) for pair in units for numbers in pair), default=FEWEST_UNITS)
+    return f"fewer than {FEWEST_UNITS} units or blocks hold the rows" if fewest < FEWEST_UNITS else ""
 
 # %% ../../nbs/drift/04_joint.ipynb #f8de6de5
 def _scores(old, new):
@@ -68,21 +70,63 @@ def _domain_row(domain, n):
     best = [name for name, loss in list(domain.drops.items())[:3] if loss > 0.005]
     words = f"rows of the two windows are distinguished with AUC {domain.auc:.2f}"
     if best: words += f", by {', '.join(best)}"
-    return _test_row(n, domain.p, js_of_auc(domain.auc), words=words)
+    return _test_row(n, domain.p, js_of_auc(domain.auc), js_of_auc(domain.low), words=words)
 
 # %% ../../nbs/drift/04_joint.ipynb #5f9ee099
 def _mmd_row(kernel, n):
     "The mean discrepancy's row"
-    words = f"the windows lie {kernel.value:.2g} apart, witness AUC {kernel.auc:.2f}"
-    return _test_row(n, kernel.p, js_of_auc(kernel.auc), words=words)
+    words = f"rows of the two windows are distinguished with AUC {kernel.auc:.2f} by the direction of their difference"
+    return _test_row(n, kernel.p, js_of_auc(kernel.auc), js_of_auc(kernel.low), words=words)
 
 # %% ../../nbs/drift/04_joint.ipynb #3d9a2421
 def _slice_row(p, slices, n):
     "The search's row; its effect is that of the largest significant slice"
     effect = max((s.effect for s in slices if s.p <= 0.05), default=0.0)
+    low = max((s.least for s in slices if s.p <= 0.05), default=0.0)
     why = "" if np.isfinite(p) else "no feature can be cut"
     words = slices[0].words if slices else "no slice deviates"
-    return _test_row(n, p, effect, why, words, joint=False)
+    return _test_row(n, p, effect, low, why, words, joint=False)
+
+# %% ../../nbs/drift/04_joint.ipynb #6f191050
+@dataclass(frozen=True)
+class _Run:
+    "Both windows as codes, and how the tests are run"
+    encoder: Encoder
+    old: np.ndarray
+    new: np.ndarray
+    scores: tuple|None
+    min_n: int
+    seed: int
+    shuffles: int
+    permutations: int
+    explain: bool
+
+    def tests(self, units):
+        "Rows of the three tests, and their details; `units` has the number of the unit of each row, or is None"
+        encoder, n = self.encoder, len(self.new)
+        domain = domain_classifier(self.old, self.new, encoder.features, self.seed, explain=self.explain, units=units)
+        both = design(encoder, self.old), design(encoder, self.new)
+        kernel = mmd(*both, self.seed, self.permutations, units=units)
+        p, slices = find_slices(encoder, self.old, self.new, self.scores, self.seed, self.shuffles, self.min_n,
+                                units=units)
+        rows = [_domain_row(domain, n), _mmd_row(kernel, n), _slice_row(p, slices, n)]
+        return rows, Combined(domain, kernel, slices)
+
+# %% ../../nbs/drift/04_joint.ipynb #a0acd013
+def _certainty(row):
+    "The p-value of a test; one without a p-value is least certain"
+    return row["p"] if np.isfinite(row["p"]) else np.inf
+
+# %% ../../nbs/drift/04_joint.ipynb #140c044d
+def _sampled(old, new, units, max_rows, seed):
+    "At most so many rows of both windows, with the numbers of their units"
+    chosen = []
+    for rows in (old, new):
+        every = np.arange(len(rows))
+        fewer = np.sort(np.random.default_rng(seed).permutation(len(rows))[:max_rows])
+        chosen.append(every if len(rows) <= max_rows else fewer)
+    of_units = [tuple(numbers[at] for numbers, at in zip(pair, chosen, strict=True)) for pair in units]
+    return old.iloc[chosen[0]], new.iloc[chosen[1]], of_units
 
 # %% ../../nbs/drift/04_joint.ipynb #e0402bd9
 def combined( # noqa: PLR0913 - settings with defaults
@@ -96,15 +140,18 @@ def combined( # noqa: PLR0913 - settings with defaults
     history:list[pd.DataFrame]=(), # At least 3 windows in which nothing was wrong: a change of their size is usual
     max_rows:int=100_000, # Rows of each window that are used
     explain:bool=True, # Measure which features distinguish the windows
+    units:list[tuple[np.ndarray, np.ndarray]]=(), # Number of the unit of each row, for each way to belong together
 )->tuple[pd.DataFrame, Combined|None]: # Rows to put under a `drift_table`, before `decide`; details
     "Domain classifier, mean discrepancy and slice search of one window"
     usual = _usual_effects(columns, old, history, min_n, seed)
-    if why := _why_not(columns, old, new, min_n):
-        return pd.DataFrame([_test_row(len(new), np.nan, np.nan, why)] * 3, index=COMBINED).assign(usual=usual), None
-    old, new = (rows.sample(max_rows, random_state=seed) if len(rows) > max_rows else rows for rows in (old, new))
+    if why := _why_not(columns, old, new, min_n, units):
+        undetermined = [_test_row(len(new), np.nan, np.nan, np.nan, why)] * 3
+        return pd.DataFrame(undetermined, index=COMBINED).assign(usual=usual), None
+    old, new, units = _sampled(old, new, units, max_rows, seed)
     encoder, Z_old, Z_new = pooled_codes(columns, old, new)
-    domain = domain_classifier(Z_old, Z_new, encoder.features, seed, explain=explain)
-    kernel = mmd(design(encoder, Z_old), design(encoder, Z_new), seed, permutations)
-    p, slices = find_slices(encoder, Z_old, Z_new, _scores(old, new), seed, shuffles, min_n)
-    rows = [_domain_row(domain, len(new)), _mmd_row(kernel, len(new)), _slice_row(p, slices, len(new))]
-    return pd.DataFrame(rows, index=COMBINED).assign(usual=usual), Combined(domain, kernel, slices)
+    ways = units or [copied_rows(Z_old, Z_new)]
+    run = _Run(encoder, Z_old, Z_new, _scores(old, new), min_n, seed, shuffles, permutations, explain)
+    found = [run.tests(way) for way in ways]
+    tables = [rows for rows, _ in found]
+    largest = [max(of_test, key=_certainty) for of_test in zip(*tables, strict=True)]
+    return pd.DataFrame(largest, index=COMBINED).assign(usual=usual), found[0][1]

@@ -29,6 +29,7 @@ class Slice:
     n_old: int          # rows of the slice in the reference
     n_new: int          # and in the window
     effect: float       # as a Jensen-Shannon distance
+    least: float        # what of it is more than the search finds by chance: a lower end of the effect
     p: float            # corrected for the search
 
     @property
@@ -66,6 +67,7 @@ class _Rows:
     n: int              # rows of the reference
     m: int              # rows of the window
     variance: float     # of the scores
+    unit: np.ndarray|None = None    # number of the unit of each row, another one in each window
 
     def sums(self, selections):
         "Counts and score sums per slice, of several selections of rows: selections x 2 x slices"
@@ -80,11 +82,12 @@ def _share_deviation(count, count_new, n, m):
     return (count_new - m * p) ** 2 / (m * p * (1 - p) * n / (n + m - 1))
 
 # %% ../../nbs/drift/03_slices.ipynb #4f2f2a05
-def _deviations(pool, new, rows, min_n):
+def _deviations(pool, new, rows, m, min_n):
     "Squared z-values of each slice's share and of the mean score in it; 0 for slices with too few rows"
     count, total = pool
     count_new, total_new = new[..., 0, :], new[..., 1, :]
-    n, m = rows.n, rows.m
+    n, m = rows.n + rows.m - m, np.asarray(m)[..., None]
+    n = np.asarray(n)[..., None]
     with np.errstate(all="ignore"):
         share = _share_deviation(count, count_new, n, m)
         count_old, gap = count - count_new, total_new / count_new - (total - total_new) / (count - count_new)
@@ -94,13 +97,21 @@ def _deviations(pool, new, rows, min_n):
     return np.where(few, 0, np.nan_to_num(share)), np.where(few_in_one, 0, np.nan_to_num(score))
 
 # %% ../../nbs/drift/03_slices.ipynb #6d06486a
-def _largest_when_shuffled(pool, rows, min_n, shuffles, rng):
-    "The largest deviation over all slices, for every shuffle of the rows between the windows"
+def _dealt(rows, rng):
+    "Numbers of the rows that a simulated window gets: as many rows, or as many units, as the window has"
     n, m = rows.n, rows.m
+    if rows.unit is None: return rng.permutation(n + m)[:m]
+    units, of_window = int(rows.unit.max()) + 1, len(np.unique(rows.unit[n:]))
+    chosen = np.zeros(units, bool)
+    chosen[rng.permutation(units)[:of_window]] = True
+    return np.flatnonzero(chosen[rows.unit])
+
+def _largest_when_shuffled(pool, rows, min_n, shuffles, rng):
+    "The largest deviation over all slices, for every shuffle of the rows, or units, between the windows"
     largest = []
     for count in batch_sizes(20, shuffles):
-        sums = rows.sums([rng.permutation(n + m)[:m] for _ in range(count)])
-        share, score = _deviations(pool, sums, rows, min_n)
+        selections = [_dealt(rows, rng) for _ in range(count)]
+        share, score = _deviations(pool, rows.sums(selections), rows, np.array(list(map(len, selections))), min_n)
         largest.append(np.maximum(share.max(axis=-1), score.max(axis=-1)))
     return np.concatenate(largest)
 
@@ -115,21 +126,29 @@ def find_slices( # noqa: PLR0913 - settings with defaults
     min_n:int=30, # Slices with fewer rows are left out
     max_rows:int=10_000, # Rows of each window that are used
     top:int=8, # How many slices are returned
+    units:tuple[np.ndarray, np.ndarray]|None=None, # Number of the unit of each row, where rows belong together
 )->tuple[float, list[Slice]]: # p-value of the largest deviation; slices, largest first
     "Search conditions on one or two features for the largest change of share or score; NaN where nothing can be cut"
     rng = np.random.default_rng(seed)
-    rows = _cut_rows(enc, old, new, score, max_rows, rng)
+    rows = _cut_rows(enc, old, new, score, units, max_rows, rng)
     n, m = rows.n, rows.m
     if not rows.axes or min(n, m) < min_n: return np.nan, []
     pool, now = rows.sums([np.arange(n + m), np.arange(n, n + m)])
-    found = _deviations(pool, now, rows, min_n)
+    found = _deviations(pool, now, rows, m, min_n)
     sims = _largest_when_shuffled(pool, rows, min_n, shuffles, rng)
     largest = max(deviation.max() for deviation in found)
     p = tail_p(largest, sims) if largest > 0 else 1.0
     return p, _report(found, sims, rows, pool, now, top)
 
+# %% ../../nbs/drift/03_slices.ipynb #f31d3221
+def _own_units(before, now):
+    "Numbers of the units of all rows; a unit that is in both windows is two"
+    names, first = np.unique(before, return_inverse=True)
+    second = np.unique(now, return_inverse=True)[1]
+    return np.concatenate([first, second + len(names)])
+
 # %% ../../nbs/drift/03_slices.ipynb #6e8c278d
-def _cut_rows(enc, old, new, score, max_rows, rng):
+def _cut_rows(enc, old, new, score, units, max_rows, rng):
     "A sample of both windows, cut into cells"
     kept_old = rng.permutation(len(old))[:max_rows]
     kept_new = rng.permutation(len(new))[:max_rows]
@@ -138,20 +157,23 @@ def _cut_rows(enc, old, new, score, max_rows, rng):
     axes = axes_of(enc, Z)
     cell = np.stack([axis.cell for axis in axes], axis=1) if axes else np.zeros((n + m, 0), int)
     variance = scores.var() if len(scores) else 0.0
-    return _Rows(axes, axis_pairs(axes), cell, scores, n, m, variance or 1.0)
+    unit = _own_units(units[0][kept_old], units[1][kept_new]) if units else None
+    return _Rows(axes, axis_pairs(axes), cell, scores, n, m, variance or 1.0, unit)
 
 # %% ../../nbs/drift/03_slices.ipynb #878b1e19
 def _report(found, sims, rows, pool, now, top):
     "The largest deviations as slices; one whose rows mostly are those of a larger one is left out"
     texts = condition_texts(rows.axes, rows.pairs)
     slices, taken = [], {"share": [], "score": []}
+    chance = np.quantile(sims, 0.95)
     for deviation, kind, at in _ranked(found, texts):
         if len(slices) == top: break
         mask = rows_matching(at, rows.axes, rows.pairs, rows.cell)
         if any(_same_rows(mask, other) for other in taken[kind]): continue
         taken[kind].append(mask)
         p = tail_p(float(deviation), sims)
-        slices.append(_slice(texts[at], kind, pool[:, at], now[:, at], rows, p))
+        beyond = max(0.0, 1 - np.sqrt(chance / deviation))       # what of the deviation chance does not explain
+        slices.append(_slice(texts[at], kind, pool[:, at], now[:, at], rows, p, beyond))
     return slices
 
 # %% ../../nbs/drift/03_slices.ipynb #925aede9
@@ -170,7 +192,7 @@ def _same_rows(mask, other):
     return (mask & ~other).sum() > 0.8 * (mask | ~other).sum()
 
 # %% ../../nbs/drift/03_slices.ipynb #db8d26ae
-def _slice(text, kind, pool, now, rows, p):
+def _slice(text, kind, pool, now, rows, p, beyond):
     "The slice with its share or mean score in both windows; `pool` and `now` are its count and score sum"
     count_new, total_new = now
     count_old, total_old = pool[0] - count_new, pool[1] - total_new
@@ -181,7 +203,7 @@ def _slice(text, kind, pool, now, rows, p):
         old, new = total_old / count_old, total_new / count_new
         deviation = np.sqrt(rows.variance)
         effect = min(1.0, abs(new - old) / deviation / np.sqrt(8 * np.log(2))) if deviation else 0.0
-    return Slice(text, kind, float(old), float(new), int(count_old), int(count_new), effect, p)
+    return Slice(text, kind, float(old), float(new), int(count_old), int(count_new), effect, effect * beyond, p)
 
 # %% ../../nbs/drift/03_slices.ipynb #1d133120
 def slice_table(

@@ -80,9 +80,9 @@ HINTS = {
     "--thousands ,": Reading(thousands=","),
     "--decimal ,": Reading(decimal=","),
     "--decimal , --thousands .": Reading(decimal=",", thousands="."),
-    "--unit $ --thousands ,": Reading(units=["$"], thousands=","),
-    "--unit € --decimal ,": Reading(units=["€"], decimal=",", thousands="."),
-    "--unit %": Reading(units=["%"]),
+    "--sign $ --thousands ,": Reading(units=["$"], thousands=","),
+    "--sign € --decimal ,": Reading(units=["€"], decimal=",", thousands="."),
+    "--sign %": Reading(units=["%"]),
 }
 
 def _hint(texts):

@@ -11,11 +11,15 @@ import lazy_loader
 # %% ../../nbs/stats/index.ipynb #a0ed64f3
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "measures": [
-        "as_measure", "bound_numbers", "change", "indexed", "KNOWN", "mean", "Measure", "measure", "measure_value",
-        "measures_of", "number", "percentiles", "rate", "ratio", "record", "redraw", "schema",
+        "as_measure", "bound_numbers", "change", "indexed", "KNOWN", "mean", "mean_interval", "Measure", "measure",
+        "measure_value", "measures_of", "number", "percentiles", "rate", "ratio", "record", "redraw", "schema",
         "unknown_measure", "wilson", "words", "Z95",
     ],
-    "significance": ["adjust", "adjust_tables", "tail_p"],
+    "significance": ["adjust", "adjust_tables", "holm", "simes", "tail_p"],
+    "units": [
+        "copied_rows", "deal_units", "dispersion", "dispersion_note", "FEWEST_UNITS", "related_rows", "resample_units",
+        "tie_units", "unit_numbers", "unit_totals",
+    ],
     "quality": [
         "auc", "average_precision", "binary_measures", "BOUNDED", "calibration_curve", "calibration_error",
         "confusion", "delong", "log_odds", "logistic", "regression_measures", "worth",

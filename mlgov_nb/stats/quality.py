@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CALIBRATION', 'QUALITY', 'BOUNDED', 'delong', 'auc', 'average_precision', 'calibration_error', 'logistic', 'log_odds',
            'calibration_measures', 'confusion', 'why_unknown', 'ranking_measures', 'probability_measures',
-           'decision_measures', 'f1_measure', 'worth', 'value_measure', 'binary_measures', 'calibration_curve',
-           'regression_measures', 'quality']
+           'decision_measures', 'f1_measure', 'worth', 'value_measure', 'calibration_interval',
+           'calibration_gap_measure', 'binary_measures', 'calibration_curve', 'regression_measures', 'quality']
 
 # %% ../../nbs/stats/02_quality.ipynb #47446b86
 import numpy as np
@@ -288,6 +288,33 @@ def value_measure(
     outcome = 2 * (1 - decision) + (1 - y)            # 0 tp, 1 fp, 2 fn, 3 tn
     return mean("value", subject, worth(value)[outcome], min_n)
 
+# %% ../../nbs/stats/02_quality.ipynb #8568f266
+def calibration_interval(
+    gap:np.ndarray, # Mean score less the rate of positives; one or several
+    mean_score:np.ndarray, # Mean score
+    spread:np.ndarray, # Mean of score × (1 − score): the variance of an outcome that follows its score
+    variance:np.ndarray, # Of score less outcome, as observed; the larger of the two counts
+    n:np.ndarray, # Rows
+)->tuple[np.ndarray, np.ndarray]: # Ends of the 95% intervals
+    "Score interval of a calibration gap (after Wilson 1927); never narrower than what the rows themselves vary by"
+    slope = 2 * mean_score - 1
+    spread = np.maximum(spread, variance - slope * gap + gap**2)
+    with np.errstate(all="ignore"):
+        weight = Z95**2 / n
+        centre = gap + weight * slope / 2
+        root = np.sqrt(np.maximum(centre**2 - (1 + weight) * (gap**2 - weight * spread), 0))
+        return (centre - root) / (1 + weight), (centre + root) / (1 + weight)
+
+# %% ../../nbs/stats/02_quality.ipynb #95ace4ab
+def calibration_gap_measure(y, score, subject, min_n):
+    "Mean score less the rate of positives"
+    n = len(y)
+    if n < max(min_n, 2): return measure("calibration_gap", subject, None, n)
+    error = score - y
+    spread = (score * (1 - score)).mean()
+    low, high = calibration_interval(error.mean(), score.mean(), spread, error.var(ddof=1), np.asarray(n))
+    return measure("calibration_gap", subject, error.mean(), n, float(low), float(high))
+
 # %% ../../nbs/stats/02_quality.ipynb #2deff678
 def binary_measures(
     y:np.ndarray, # Labels: 0, 1, NaN where unlabelled
@@ -309,7 +336,7 @@ def binary_measures(
         *ranking_measures(y, score, subject, unknown),
         *probability_measures(y, score, subject, min_n),
         *decision_measures(y, decision, subject, min_n),
-        mean("calibration_gap", subject, score - y, min_n),
+        calibration_gap_measure(y, score, subject, min_n),
         f1_measure(y, decision, subject, draws, seed, unknown),
         *calibration_measures(y, score, subject, min_n, draws, np.random.default_rng(seed)),
     ]
@@ -339,10 +366,10 @@ def calibration_curve(
 
 # %% ../../nbs/stats/02_quality.ipynb #ca923266
 def _rmse_measure(squared_errors, subject):
-    "Root mean squared error; the interval is the delta method's"
-    n, rmse = len(squared_errors), np.sqrt(squared_errors.mean())
-    deviation = squared_errors.std(ddof=1) / np.sqrt(n) / (2 * rmse or 1)
-    return measure("rmse", subject, rmse, n, rmse - Z95 * deviation, rmse + Z95 * deviation)
+    "Root mean squared error; the ends of the interval are the roots of those of the mean square"
+    of_squares = mean("mse", subject, squared_errors)
+    ends = np.sqrt(np.maximum([of_squares.low, of_squares.high], 0))
+    return measure("rmse", subject, np.sqrt(of_squares.value), of_squares.n, *ends)
 
 # %% ../../nbs/stats/02_quality.ipynb #9f2b670d
 def _r2_measure(squared_errors, y, subject):

@@ -32,17 +32,37 @@ def _ends(limit):
     highest = float("inf") if limit.max is None else limit.max
     return lowest, highest
 
+# %% ../../nbs/verdict/00_judge.ipynb #0fbaf005
+def _rows_that_tell(measured, bound, end):
+    "About how many rows would decide, if the value stays: the interval from value to end would reach to the bound only"
+    reach, room = abs(end - measured.value), abs(bound - measured.value)
+    if not room or not measured.n: return None
+    return int(float(f"{measured.n * (reach / room) ** 2:.2g}"))
+
 # %% ../../nbs/verdict/00_judge.ipynb #b8e40d12
+def _outside(measured, limit, lowest, highest):
+    "Verdict and reason of a value outside its limit"
+    bound = _bound(limit)
+    plain = limit.breach, f"is outside the limit {bound}"
+    if limit.decide_by == "value" or measured.low is None or measured.high is None: return plain
+    below = measured.value < lowest
+    end, crossed = (measured.high, lowest) if below else (measured.low, highest)
+    if end < crossed if below else end > crossed: return plain
+    unsure = f"is outside the limit {bound}, but perhaps by chance, for its 95% interval reaches inside"
+    if limit.breach == "warn": return "warn", unsure
+    rows = _rows_that_tell(measured, crossed, end)
+    return "unknown", unsure + (f": cannot tell; about {rows:,} rows would, at this value" if rows else ": cannot tell")
+
 def _verdict(measured:Measure, limit:Limit)->tuple[str, str]:
     "The verdict, and why: the end of a sentence"
     bound, (lowest, highest) = _bound(limit), _ends(limit)
     if measured.value is None:
         why = measured.note or "cannot tell: too few rows, one class, or no label"
         return "unknown", why if limit.required else f"{why}; the policy requires no answer"
-    if not lowest <= measured.value <= highest: return limit.breach, f"is outside the limit {bound}"
+    if not lowest <= measured.value <= highest: return _outside(measured, limit, lowest, highest)
     has_interval = measured.low is not None and measured.high is not None
     crosses = has_interval and (measured.low < lowest or measured.high > highest)
-    if crosses and limit.breach == "fail":
+    if crosses and limit.breach == "fail" and limit.decide_by == "interval":
         return "warn", f"is within the limit {bound}, but its 95% interval is not"
     return "pass", f"is within the limit {bound}"
 
@@ -61,6 +81,7 @@ def _sentence(measured:Measure, window:str, bound:str, reason:str)->str:
         change = measured.note.removeprefix(f"{subject}: ")
         value = f"{'yes' if measured.value else 'no'}, {change}"
     if measured.name.endswith("_now"): reason = f"{measured.note}, {reason}"    # how it is known today
+    elif measured.note and measured.name != "drifted": reason += f"; {measured.note}"    # what is left out of it
     return f"{what}, {window}: {value} ({interval}n {measured.n:,}) {reason}"
 
 # %% ../../nbs/verdict/00_judge.ipynb #ea438cc4
@@ -246,14 +267,15 @@ def _drifted_columns(measures:dict[tuple[str, str], Measure])->tuple[list[str], 
 
 # %% ../../nbs/verdict/00_judge.ipynb #87fc98a3
 def _drift_context(records, top=3):
-    "One sentence on what drifted in the latest window; a list, empty where nothing did"
+    "Sentences on what drifted in the latest window, and on rows that come in groups; a list, empty where neither"
     if not records: return []
     measures = indexed(records[-1])
     columns, joint = _drifted_columns(measures)
-    if not columns and not joint: return []
     notes = [measures["drifted", subject].note or plain_subject(subject) for subject in [*columns[:top], *joint]]
     if columns[top:]: notes.insert(top, f"{', '.join(map(plain_subject, columns[top:]))} drifted too")
-    return [f"in {records[-1]['window']['name']}, " + "; ".join(notes)]
+    grouped = measures.get(("row_dispersion", "all columns"))
+    context = [f"in {records[-1]['window']['name']}, " + "; ".join(notes)] if notes else []
+    return context + ([grouped.note] if grouped and grouped.note else [])
 
 # %% ../../nbs/verdict/00_judge.ipynb #2914b6f5
 def level_of(
