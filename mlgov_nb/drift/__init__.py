@@ -11,14 +11,14 @@ import lazy_loader
 # %% ../../nbs/drift/index.ipynb #49c091f2
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "distances": ["chi_square", "js_distance", "ks", "psi", "total_variation", "wasserstein"],
-    "column_test": ["overdispersion", "test_column"],
+    "column_test": ["Change", "overdispersion", "RowUnits", "test_column"],
     "columns": [
         "change_in_words", "drift_measures", "drift_table", "identifiers", "labelled", "rank", "shares", "size_word"],
     "slices": ["find_slices", "Slice", "slice_table"],
     "joint": ["Combined", "combined"],
     "odd_rows": ["outlier_measures", "worst_rows"],
     "audit": [
-        "audit_drift", "column_order", "compare_rows", "Comparison", "DriftAudit", "shuffling_losses",
-        "together_table", "WindowRows", "with_domain_auc",
+        "audit_drift", "column_order", "compare_rows", "Comparison", "DriftAudit", "row_dispersion",
+        "shuffling_losses", "together_table", "WindowRows", "with_domain_auc",
     ],
 })

@@ -10,7 +10,7 @@ import lazy_loader
 
 # %% ../../nbs/fairness/index.ipynb #bebac431
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "gaps": ["draw_normal", "draw_tables", "largest_gap"],
+    "gaps": ["draw_means", "draw_tables", "largest_gap"],
     "rates": ["attribute_sets", "disparate_impact", "fairness_measures"],
     "compare": ["compare_groups", "decide_groups", "difference_measures"],
     "score_gap": ["gap_parts"],

@@ -64,11 +64,18 @@ COLUMNS = ["measure", "attribute", "group", "against", "value", "base", "differe
 
 # %% ../../nbs/fairness/02_compare.ipynb #778f760e
 def _compared_rates(own, other, min_n):
-    "Value, base, difference, low, high, n and p of two rates, each (hits, rows)"
-    (hits, n), (other_hits, other_n) = own, other
+    "Value, base, difference, low, high, n and p of two rates, each (hits, rows, effect): how many rows are worth one"
+    (hits, n, effect), (other_hits, other_n, other_effect) = own, other
     if not min(n, other_n) >= min_n: return *(np.nan,) * 5, n, np.nan
-    *difference, p = two_rates(hits, n, other_hits, other_n)
+    if effect == other_effect == 1: *difference, p = two_rates(hits, n, other_hits, other_n)
+    else: *difference, p = two_means(*_as_mean(hits, n, effect), *_as_mean(other_hits, other_n, other_effect))
     return hits / n, other_hits / other_n, *difference, n, p
+
+def _as_mean(hits, n, effect):
+    "A rate as a mean, with the standard error that its rows are worth; a little of both outcomes is added (Agresti)"
+    worth = n / effect
+    rate = (hits / effect + 2) / (worth + 4)
+    return hits / n, np.sqrt(rate * (1 - rate) / worth), worth
 
 def _compared_means(own, other, min_n):
     "Value, base, difference, low, high, n and p of two means, each (mean, standard error, rows)"
@@ -78,11 +85,16 @@ def _compared_means(own, other, min_n):
     return own[0], other[0], *difference, n, p
 
 # %% ../../nbs/fairness/02_compare.ipynb #6f51334e
-def _other_cells(counts, group, privileged):
-    "Counts of what a group is compared with: the privileged group's, or the sum of all others; zero where it is absent"
-    if privileged in counts.index: return counts.loc[privileged, CELLS].to_numpy()
-    if privileged is not None: return np.zeros(4)
-    return counts[CELLS].to_numpy().sum(axis=0) - counts.loc[group, CELLS].to_numpy()
+def _others(counts, group, privileged):
+    "Rows of the groups that a group is compared with: the privileged one, or all others; none where it is absent"
+    if privileged is not None: return counts[counts.index == privileged]
+    return counts[counts.index != group]
+
+def _hits_and_rows(counts, name):
+    "Hits, rows and effect of a rate over some groups together"
+    hits, rows = rate_parts(counts[CELLS].to_numpy(), name)
+    effect = np.average(counts.effect, weights=rows) if rows.sum() else 1.0
+    return hits.sum(), rows.sum(), effect
 
 # %% ../../nbs/fairness/02_compare.ipynb #09bf2eda
 def _rate_rows(counts, privileged, min_n):
@@ -90,8 +102,8 @@ def _rate_rows(counts, privileged, min_n):
     for name in COMPARED["binary"]:
         for group in counts.index:
             if group == privileged: continue
-            own, other = counts.loc[group, CELLS].to_numpy(), _other_cells(counts, group, privileged)
-            yield name, group, _compared_rates(rate_parts(own, name), rate_parts(other, name), min_n)
+            own, other = counts[counts.index == group], _others(counts, group, privileged)
+            yield name, group, _compared_rates(_hits_and_rows(own, name), _hits_and_rows(other, name), min_n)
 
 # %% ../../nbs/fairness/02_compare.ipynb #0146ce6a
 def _pooled_others(table, group):
@@ -122,20 +134,20 @@ def _mean_rows(tables, privileged, min_n):
             yield name, group, _compared_means((row.value, row.se, row.n), other, min_n)
 
 # %% ../../nbs/fairness/02_compare.ipynb #6d90c518
-def _compared_decisions(group, y, score, threshold, privileged, min_n):
+def _compared_decisions(group, y, score, threshold, privileged, min_n, units=()):
     "Comparisons of a classifier's groups"
-    return _rate_rows(count_groups(group, y, score >= threshold), privileged, min_n)
+    return _rate_rows(count_groups(group, y, score >= threshold, units), privileged, min_n)
 
 # %% ../../nbs/fairness/02_compare.ipynb #61c3ef14
-def _compared_values(group, y, score, threshold, privileged, min_n):
+def _compared_values(group, y, score, threshold, privileged, min_n, units=()):
     "Comparisons of a regression's groups"
-    return _mean_rows(score_groups(group, "regression", y, score), privileged, min_n)
+    return _mean_rows(score_groups(group, "regression", y, score, units), privileged, min_n)
 
 # %% ../../nbs/fairness/02_compare.ipynb #1e2b0ee9
 COMPARISONS = dict(binary=_compared_decisions, regression=_compared_values)     # task: how its groups are compared
 
 # %% ../../nbs/fairness/02_compare.ipynb #0f5e47aa
-def compare_groups(
+def compare_groups( # noqa: PLR0913 - settings with defaults
     df:pd.DataFrame, # Rows with the protected attributes
     attributes:list[list[str]], # Attributes and intersections
     task:str, # 'binary' or 'regression'
@@ -144,13 +156,14 @@ def compare_groups(
     threshold:float, # Where decisions are cut (binary)
     min_n:int=30, # Smaller groups, or sides, are not compared
     privileged:dict[str, str]|None=None, # Attribute: the group that others are compared with; else with all others
+    units:list[np.ndarray]=(), # Number of the unit of each row, for each way in which rows belong together
 )->pd.DataFrame: # One row per comparison; p is NaN where it cannot be made
     "Compare each group with the privileged one, or with everybody else"
     rows, privileged, compared = [], privileged or {}, COMPARISONS[task_of(task)]
     for names in attributes:
         group, subject = cross(df, names), " & ".join(names)
         best = group_name(subject, privileged[subject]) if subject in privileged else None
-        for name, own, numbers in compared(group, y, score, threshold, best, min_n):
+        for name, own, numbers in compared(group, y, score, threshold, best, min_n, units):
             rows.append(dict(zip(COLUMNS, (name, subject, own, best or "all others", *numbers), strict=True)))
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -23,8 +23,8 @@ def draw_tables(
 # %% ../../nbs/fairness/00_gaps.ipynb #36a24c7d
 def draw_means(
     value:np.ndarray, # One per group
-    low:np.ndarray, # Ends of their 95% intervals
-    high:np.ndarray,
+    low:np.ndarray, # Lower ends of their 95% intervals
+    high:np.ndarray, # The upper ones
     df:np.ndarray, # Degrees of freedom
     draws:int, # How many
     rng:np.random.Generator, # Source of chance

@@ -15,6 +15,7 @@ from ..data.groups import cross, group_name, plain_subject
 from .gaps import PRIOR, draw_means, draw_tables, largest_gap
 from ..stats.measures import Z95, Measure, mean_interval, measure, rate, wilson
 from ..stats.quality import calibration_interval, confusion, delong
+from ..stats.units import design_effects
 from ..task import task_of
 
 # %% ../../nbs/fairness/01_rates.ipynb #90b624ef
@@ -24,7 +25,8 @@ def count_groups(
     group:pd.Series, # Group of each row
     y:np.ndarray, # Labels: 0, 1, NaN where unlabelled
     decision:np.ndarray, # Decisions, 0 or 1
-)->pd.DataFrame: # One row per group: tp, fp, fn, tn, n (labelled), rows, selected (labelled or not)
+    units:list[np.ndarray]=(), # Number of the unit of each row, for each way in which rows belong together
+)->pd.DataFrame: # One row per group: tp, fp, fn, tn, n (labelled), rows, selected (labelled or not), effects
     "Confusion counts per group: all that measures of decisions need"
     number, names = pd.factorize(group, sort=True)
     labelled, groups = ~np.isnan(y), len(names)
@@ -32,7 +34,12 @@ def count_groups(
     counts = pd.DataFrame(cells, index=pd.Index(names, name="group"), columns=CELLS)
     rows = np.bincount(number, minlength=groups)
     selected = np.bincount(number, weights=decision, minlength=groups).astype(int)
-    return counts.assign(n=counts.sum(axis=1), rows=rows, selected=selected)
+    counts = counts.assign(n=counts.sum(axis=1), rows=rows, selected=selected, effect=1.0, effect_all=1.0)
+    if not units: return counts
+    chosen, own = np.asarray(decision, int), [unit[labelled] for unit in units]
+    cell = 2 * (1 - chosen[labelled]) + (1 - y[labelled].astype(int))
+    effect = design_effects(number[labelled], np.eye(4)[cell], own, groups)
+    return counts.assign(effect=effect, effect_all=design_effects(number, chosen, units, groups))
 
 # %% ../../nbs/fairness/01_rates.ipynb #5e10a598
 RATES = dict(                                   # rate: numerator, denominator
@@ -67,16 +74,16 @@ def rate_measures(
     "Every rate of every group, over labelled rows; selection rate of everyone scored; label coverage"
     cells, measures = counts[CELLS].to_numpy(), []
     for name in RATES:
-        for group, hits, n in zip(counts.index, *rate_parts(cells, name), strict=True):
-            measures.append(rate(name, group, hits, n, min_n))
+        for group, effect, hits, n in zip(counts.index, counts.effect, *rate_parts(cells, name), strict=True):
+            measures.append(rate(name, group, hits, n, min_n, effect))
     for group, row in counts.iterrows():
-        measures.append(rate("selection_rate_all", group, row.selected, row.rows, min_n))
+        measures.append(rate("selection_rate_all", group, row.selected, row.rows, min_n, row.effect_all))
         measures.append(rate("label_coverage", group, row.n, row.rows))
     return measures
 
 # %% ../../nbs/fairness/01_rates.ipynb #b1fe482c
-def _means(number, groups, values):
-    "Mean, standard error, rows and interval per group; `number` says which group a row belongs to"
+def _moments(number, groups, values):
+    "Mean, standard deviation, skewness and rows per group; `number` says which group a row belongs to"
     n = np.bincount(number, minlength=groups)
     first = values[0] if len(values) else 0.0
     with np.errstate(all="ignore"):
@@ -84,45 +91,57 @@ def _means(number, groups, values):
         distances = values - means[number]
         deviations = np.sqrt(np.bincount(number, weights=distances**2, minlength=groups) / (n - 1))
         third = np.bincount(number, weights=distances**3, minlength=groups) / n
-        skewness = np.where(deviations > 0, third / deviations**3, 0.0)
-        return means, deviations / np.sqrt(n), n, *mean_interval(means, deviations, skewness, n)
+        return means, deviations, np.where(deviations > 0, third / deviations**3, 0.0), n
+
+def _means(number, groups, values, units=()):
+    "Mean, standard error, rows and interval per group; wider where rows belong together"
+    means, deviations, skewness, n = _moments(number, groups, values)
+    with np.errstate(all="ignore"):
+        root = np.sqrt(design_effects(number, values, units, groups)) if units else 1.0
+        low, high = mean_interval(means, deviations, skewness, n)
+        ends = means - (means - low) * root, means + (high - means) * root
+        return means, root * deviations / np.sqrt(n), n, *ends
 
 # %% ../../nbs/fairness/01_rates.ipynb #914b3255
-def _aucs(number, groups, y, score):
+def _aucs(number, groups, y, score, units=()):
     "AUC, standard error, rows of the smaller class and interval per group"
     areas, errors, smaller = np.empty(groups), np.empty(groups), np.empty(groups)
     for group in range(groups):
         own = y[number == group]
-        areas[group], errors[group] = delong(own, score[number == group])
+        of_group = [unit[number == group] for unit in units]
+        areas[group], errors[group] = delong(own, score[number == group], of_group)
         smaller[group] = min(int((own == 1).sum()), int((own == 0).sum()))
     return areas, errors, smaller, np.maximum(areas - Z95 * errors, 0), np.minimum(areas + Z95 * errors, 1)
 
 # %% ../../nbs/fairness/01_rates.ipynb #8373139e
-def _calibration(number, groups, y, score):
+def _calibration(number, groups, y, score, units=()):
     "Mean score less the rate of positives, standard error, rows and interval per group"
-    gap, error, n, _, _ = _means(number, groups, score - y)
+    gap, error, n, _, _ = _means(number, groups, score - y, units)
     with np.errstate(all="ignore"):
+        single = _means(number, groups, score - y)[1]
+        effect = np.where(single > 0, (error / single) ** 2, 1.0)
         mean_score = np.bincount(number, weights=score, minlength=groups) / n
         spread = np.bincount(number, weights=score * (1 - score), minlength=groups) / n
-        return gap, error, n, *calibration_interval(gap, mean_score, spread, error**2 * n, n)
+        return gap, error, n, *calibration_interval(gap, mean_score, spread, single**2 * n, n / effect)
 
 # %% ../../nbs/fairness/01_rates.ipynb #c4761484
 class _BinaryGroups:
     "What is measured of a classifier's groups"
-    def scores(self, number, groups, y, score):
+    def scores(self, number, groups, y, score, units=()):
         "Measures of scores per group, each with standard error, rows and interval"
         labelled = ~np.isnan(y)
         own, y, own_score = number[labelled], y[labelled], score[labelled]
+        of_labelled = [unit[labelled] for unit in units]
         return dict(
-            auc=_aucs(own, groups, y, own_score),
-            calibration_gap=_calibration(own, groups, y, own_score),
-            mean_score_all=_means(number, groups, score),
+            auc=_aucs(own, groups, y, own_score, of_labelled),
+            calibration_gap=_calibration(own, groups, y, own_score, of_labelled),
+            mean_score_all=_means(number, groups, score, units),
         )
 
 # %% ../../nbs/fairness/01_rates.ipynb #c472b461
-def _rmses(number, groups, errors):
+def _rmses(number, groups, errors, units=()):
     "RMSE, standard error (delta method), rows and interval per group"
-    mean, error, n, low, high = _means(number, groups, errors ** 2)
+    mean, error, n, low, high = _means(number, groups, errors ** 2, units)
     with np.errstate(all="ignore"):
         ends = np.sqrt(np.maximum(low, 0)), np.sqrt(high)
         return np.sqrt(mean), np.where(mean > 0, error / (2 * np.sqrt(mean)), error), n, *ends
@@ -130,16 +149,17 @@ def _rmses(number, groups, errors):
 # %% ../../nbs/fairness/01_rates.ipynb #b41edba4
 class _RegressionGroups:
     "What is measured of a regression's groups"
-    def scores(self, number, groups, y, score):
+    def scores(self, number, groups, y, score, units=()):
         "Measures of predictions per group, each with standard error, rows and interval"
         labelled = ~np.isnan(y)
         own, errors = number[labelled], score[labelled] - y[labelled]
+        of_labelled = [unit[labelled] for unit in units]
         return dict(
-            mean_prediction=_means(own, groups, score[labelled]),
-            mean_error=_means(own, groups, errors),
-            mae=_means(own, groups, np.abs(errors)),
-            rmse=_rmses(own, groups, errors),
-            mean_prediction_all=_means(number, groups, score),
+            mean_prediction=_means(own, groups, score[labelled], of_labelled),
+            mean_error=_means(own, groups, errors, of_labelled),
+            mae=_means(own, groups, np.abs(errors), of_labelled),
+            rmse=_rmses(own, groups, errors, of_labelled),
+            mean_prediction_all=_means(number, groups, score, units),
         )
 
 # %% ../../nbs/fairness/01_rates.ipynb #82df5f11
@@ -151,11 +171,13 @@ def score_groups(
     task:str, # 'binary' or 'regression'
     y:np.ndarray, # Target, NaN where unlabelled
     score:np.ndarray, # Scores
+    units:list[np.ndarray]=(), # Number of the unit of each row, for each way in which rows belong together
 )->dict[str, pd.DataFrame]: # Measure: value, se, n, low, high per group
     "Measures of scores per group, with their standard errors"
     number, names = pd.factorize(group, sort=True)
     index, tables = pd.Index(names, name="group"), {}
-    for name, (value, se, n, low, high) in GROUPS[task_of(task)].scores(number, len(names), y, score).items():
+    found = GROUPS[task_of(task)].scores(number, len(names), y, score, units)
+    for name, (value, se, n, low, high) in found.items():
         tables[name] = pd.DataFrame(dict(value=value, se=se, n=n, low=low, high=high), index=index)
     return tables
 
@@ -220,19 +242,24 @@ BETWEEN = dict(                       # what is compared: its rates
 )
 
 # %% ../../nbs/fairness/01_rates.ipynb #bcaac578
+def _worth(counts):
+    "Cells as so many independent rows as they are worth"
+    return counts[CELLS].to_numpy() / counts.effect.to_numpy()[:, None]
+
 def _only(rated, values):
     "Values of each rate, NaN for the groups that have no such rate; groups come last"
     return [np.where(of_rate, each, np.nan) for of_rate, each in zip(rated, values, strict=True)]
 
-def _compare(name, subject, cells, draws, rated, n, note):
+def _compare(name, subject, counts, draws, rated, n, note):
     "Difference and ratio of the rates that a comparison is about, each between the groups that have it"
     rates = BETWEEN[name]
-    values, centre, drawn = (_only(rated, _values(each, rates)) for each in (cells, cells + PRIOR, draws))
+    worth = _worth(counts)
+    values, centre, drawn = (_only(rated, _values(each, rates)) for each in (worth, worth + PRIOR, draws))
     gap = largest_gap(centre, drawn)
     positive = [i for i, of_rate in enumerate(values) if np.nanmax(of_rate) > 0] or range(len(values))
     logs = [[np.log(each[i]) for i in positive] for each in (centre, drawn)]
     log_gap = largest_gap(*logs, equal=gap[1] <= 0)
-    parts = [_only([of_rate] * 2, rate_parts(cells, rate)) for of_rate, rate in zip(rated, rates, strict=True)]
+    parts = [_only([of_rate] * 2, rate_parts(worth, rate)) for of_rate, rate in zip(rated, rates, strict=True)]
     return [_difference(name, subject, n, values, gap, note), _ratio(f"{name}_ratio", subject, parts, log_gap, n, note)]
 
 # %% ../../nbs/fairness/01_rates.ipynb #81fd8614
@@ -255,7 +282,7 @@ def rates_between(
 )->list[Measure]: # Measures; None when fewer than two groups can be rated
     "Differences and ratios of rates between the groups of one attribute"
     cells, measures = counts[CELLS].to_numpy(), []
-    drawn = draw_tables(cells, draws, np.random.default_rng(seed))
+    drawn = draw_tables(_worth(counts), draws, np.random.default_rng(seed))
     for name, rates in BETWEEN.items():
         rated = _denominators(cells, rates) >= min_n
         n = int(counts.n[rated.any(axis=0)].sum())
@@ -264,7 +291,7 @@ def rates_between(
         if (rated.sum(axis=1) < 2).any():
             measures += [measure(f"{name}_{kind}", subject, None, n, note=note) for kind in ("difference", "ratio")]
         else:
-            measures += _compare(name, subject, cells, drawn, rated, n, note)
+            measures += _compare(name, subject, counts, drawn, rated, n, note)
     return measures
 
 # %% ../../nbs/fairness/01_rates.ipynb #35d0c17c
@@ -297,7 +324,7 @@ def disparate_impact(
     rated = n >= min_n
     others = [group for group in counts.index[rated] if group != privileged]
     if privileged not in counts.index[rated] or not others: return [_impact_unknown(counts, subject, privileged)]
-    cells = counts.loc[[privileged, *others], CELLS].to_numpy()
+    cells = _worth(counts.loc[[privileged, *others]])
     if not cells[0, :2].sum():
         why = f"cannot tell: nobody of {plain_subject(privileged)} is selected"
         unknown = [(subject, n[rated].sum()), *((group, n[group]) for group in others)]
@@ -360,14 +387,15 @@ def _unlabelled_ratio(counts, subject, min_n, draws, seed):
     if rated.sum() < 2: return measure(name, subject, None, int(counts.rows.sum()), note=note)
     if not counts.selected[rated].any():
         return measure(name, subject, None, int(counts.rows.sum()), note="nobody is selected")
-    selected, rows = counts.selected[rated].to_numpy(float), counts.rows[rated].to_numpy(float)
+    worth = 1 / counts.effect_all[rated].to_numpy()
+    selected, rows = worth * counts.selected[rated].to_numpy(), worth * counts.rows[rated].to_numpy()
     not_selected = rows - selected
     four = np.stack([selected, np.zeros_like(rows), np.zeros_like(rows), not_selected], axis=1)
     (drawn,), (centre,) = (_values(each, ["selection_rate"]) for each in
                            (draw_tables(four, draws, np.random.default_rng(seed)), four + PRIOR))
     equal = largest_gap([centre], [drawn])[1] <= 0
     log_gap = largest_gap([np.log(centre)], [np.log(drawn)], equal=equal)   # of logarithms
-    return _ratio(name, subject, [(selected, rows)], log_gap, int(rows.sum()), note)
+    return _ratio(name, subject, [(selected, rows)], log_gap, int(counts.rows[rated].sum()), note)
 
 def _left_out_share(rows, subject, min_n):
     "The share of people in groups that are too small to be rated"
@@ -375,9 +403,9 @@ def _left_out_share(rows, subject, min_n):
 
 # %% ../../nbs/fairness/01_rates.ipynb #c7c64475
 @patch
-def decisions(self:_BinaryGroups, group, subject, y, score, threshold, redraws, privileged):
+def decisions(self:_BinaryGroups, group, subject, y, score, threshold, redraws, privileged, units=()): # noqa: PLR0913
     "Measures of the decisions for one attribute or intersection"
-    counts = count_groups(group, y, score >= threshold)
+    counts = count_groups(group, y, score >= threshold, units)
     measures = rate_measures(counts, redraws["min_n"]) + rates_between(counts, subject, **redraws)
     measures.append(_unlabelled_ratio(counts, subject, **redraws))
     measures.append(_left_out_share(counts.rows, subject, redraws["min_n"]))
@@ -386,7 +414,8 @@ def decisions(self:_BinaryGroups, group, subject, y, score, threshold, redraws, 
 
 # %% ../../nbs/fairness/01_rates.ipynb #42ac4c74
 @patch
-def decisions(self:_RegressionGroups, group, subject, y, score, threshold, redraws, privileged):
+def decisions(self:_RegressionGroups, group, subject, y, score, threshold, # noqa: PLR0913 - as for a classifier
+              redraws, privileged, units=()):
     "Nothing is decided: the share of labelled rows of each group"
     coverage = pd.Series(~np.isnan(y)).groupby(group.to_numpy()).agg(labelled="sum", rows="size")
     measures = [rate("label_coverage", name, row.labelled, row.rows) for name, row in coverage.iterrows()]
@@ -404,16 +433,17 @@ def fairness_measures( # noqa: PLR0913 - settings with defaults
     draws:int=10_000, # Draws behind the intervals
     seed:int=0, # For the draws
     privileged:dict[str, str]|None=None, # Attribute: the group that the card declares privileged
+    units:list[np.ndarray]=(), # Number of the unit of each row, for each way in which rows belong together
 )->list[Measure]: # Measures of groups and between groups
     "Group measures of every attribute and intersection"
     measures, privileged, kind = [], privileged or {}, GROUPS[task_of(task)]
     redraws = dict(min_n=min_n, draws=draws, seed=seed)
     for names in attributes:
         group, subject = cross(df, names), " & ".join(names)
-        tables = score_groups(group, task, y, score)
+        tables = score_groups(group, task, y, score, units)
         measures += mean_measures(tables, min_n) + means_between(tables, subject, **redraws)
         best = privileged.get(subject)
-        measures += kind.decisions(group, subject, y, score, threshold, redraws, best)
+        measures += kind.decisions(group, subject, y, score, threshold, redraws, best, units)
     return measures
 
 # %% ../../nbs/fairness/01_rates.ipynb #c6810205

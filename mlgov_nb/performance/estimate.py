@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ESTIMATORS', 'UNLIKE', 'COVERED', 'EFFECTIVE', 'UNSEEN', 'FLATTENED', 'MISCALIBRATED', 'ASSUMES', 'Learned',
-           'estimator_task', 'check_scores', 'watched', 'learn', 'Shift', 'density_ratio', 'shares', 'reference_error',
-           'binary_estimate', 'error_estimate', 'Estimate', 'estimate']
+           'estimator_task', 'check_scores', 'watched', 'learn', 'Shift', 'density_ratio', 'link_doubt', 'shares',
+           'reference_error', 'binary_estimate', 'error_estimate', 'Estimate', 'estimate']
 
 # %% ../../nbs/performance/02_estimate.ipynb #f043bdee
 from dataclasses import dataclass, replace
@@ -24,6 +24,8 @@ from .outcome_models import outcome_models, score_spline
 from ..settings import MlgovError
 from ..stats.measures import Z95
 from ..stats.quality import calibration_error, log_odds, logistic
+from ..stats.two_sample import broken_link
+from ..stats.units import copied_rows, design_effects, units_of
 from ..task import Task, task_of
 
 # %% ../../nbs/performance/02_estimate.ipynb #6feb9f94
@@ -40,6 +42,7 @@ class Learned:
     y: np.ndarray|None = None
     group: np.ndarray|None = None        # jackknife group of each row
     labelled: object = None              # model of who gets a label; None: everybody does
+    effect: float = 1.0                  # how many rows tell as much as one independent row
 
     @cached_property
     def fitted(self)->tuple[list, np.ndarray]: return self.kind.fit(self)
@@ -71,7 +74,7 @@ class _OutcomeEstimators:
     def values(self, learned, Z, score, weight, ratio, name, only, request):
         "Measures of some rows"
         p = shares(learned, Z, score, name, ratio, only)
-        return binary_estimate(p, score, weight, request.threshold, request.value, learned.seed)
+        return binary_estimate(p, score, weight, request.threshold, request.value, learned.seed, learned.effect)
 
 # %% ../../nbs/performance/02_estimate.ipynb #5b633c14
 class _ErrorEstimators:
@@ -163,6 +166,15 @@ def _label_model(Z, known, rng, seed):
     if known.mean() >= 0.98: return None
     return boosted_classifier(Z[sample], known[sample], seed)
 
+# %% ../../nbs/performance/02_estimate.ipynb #3599650a
+def _jackknife_groups(df, columns, at, errors, rng):
+    "Group of each labelled row, and how many rows tell as much as one independent row"
+    units = [unit[at] for unit in units_of(df, [getattr(columns, key, None) for key in ("unit", "block")])]
+    if not units: return np.arange(len(at)) % GROUPS, 1.0
+    together = np.unique(units[-1], return_inverse=True)[1]
+    group = (rng.permutation(together.max() + 1) % GROUPS)[together]
+    return group, float(design_effects(np.zeros(len(at), int), errors[at], units)[0])
+
 # %% ../../nbs/performance/02_estimate.ipynb #3e5021fe
 def learn(
     df:pd.DataFrame, # Prepared reference rows
@@ -184,7 +196,8 @@ def learn(
     rng = np.random.default_rng(seed)
     at = rng.permutation(np.flatnonzero(known))[:MAX_ROWS]
     labelled = _label_model(Z, known, rng, seed)
-    return Learned(task, seed, "", encoder, Z[at], at, score[at], y[at], np.arange(len(at)) % GROUPS, labelled)
+    group, effect = _jackknife_groups(df, columns, at, score - y, rng)
+    return Learned(task, seed, "", encoder, Z[at], at, score[at], y[at], group, labelled, effect)
 
 # %% ../../nbs/performance/02_estimate.ipynb #0db96aaf
 @dataclass(frozen=True)
@@ -194,6 +207,7 @@ class Shift:
     effective: float       # how many reference rows it is worth
     covered: float         # share of the window that the reference covers
     why: str = ""          # why no estimate that rests on it can be believed
+    link: str = ""         # why no estimate at all can be believed: a link between columns is broken
 
 # %% ../../nbs/performance/02_estimate.ipynb #e7771670
 UNLIKE = 20                              # density ratio above which a row is like none of the reference
@@ -243,9 +257,28 @@ def density_ratio(
     Z, weight = Z[sample], weight[sample]
     ratio, odds = _cross_fitted_odds(learned, Z, weight, max_rows, parts)
     covered = float((weight * (odds <= UNLIKE)).sum() / weight.sum())
+    alike = ratio[ratio > 1e-3].clip(max=50)
+    effective = float(alike.sum() ** 2 / (alike**2).sum()) if len(alike) else 0.0
     ratio = np.clip(ratio, 1e-3, 50)
-    effective = float(ratio.sum() ** 2 / (ratio**2).sum())
     return Shift(ratio / ratio.mean(), effective, covered, _out_of_reach(covered, effective, len(ratio)))
+
+# %% ../../nbs/performance/02_estimate.ipynb #443b4f67
+@one_thread
+def link_doubt(
+    learned:Learned, # From `learn`
+    Z:np.ndarray, # Codes of the window
+    weight:np.ndarray, # Probability of a label, of each row
+    max_rows:int=20_000, # Rows of each side that are used
+)->str: # '' where nothing indicates it
+    "Why a link between columns seems broken"
+    rng = np.random.default_rng(learned.seed)
+    kept = np.flatnonzero(rng.random(len(Z)) < weight / weight.max())[:max_rows]
+    old, new = learned.Z[:max_rows], Z[kept]
+    if min(len(old), len(new)) < 2 * GROUPS: return ""
+    names = broken_link(old, new, learned.encoder.features, learned.seed, copied_rows(old, new))
+    if not names: return ""
+    return (f"single columns are distributed as before, but their combinations are not ({', '.join(names)}): a link "
+            "between columns may be broken, such as a join by the wrong key")
 
 # %% ../../nbs/performance/02_estimate.ipynb #ee90d247
 FLATTENED = dict(cbpe=0.0, pape=1.0, mcbpe=0.5)      # power of the density ratio that weights the reference
@@ -351,6 +384,7 @@ def binary_estimate(
     threshold:float, # Where decisions are cut
     value:dict[str, float]|None=None, # Worth of a `tp`, `fp`, `fn` and `tn`
     seed:int=0, # For the simulated tables
+    effect:float=1.0, # How many rows tell as much as one independent row
 )->dict[str, tuple[float, float]]: # Measure: estimate and standard error
     "Quality measures that labels are expected to show, with the error of that expectation"
     bins = bins_of(score, threshold)
@@ -359,7 +393,7 @@ def binary_estimate(
     mean = binary_expected(P.mean(0), total[0] - P.mean(0), bins, value)
     tables = _simulated_tables(p.mean(0), weight, bins, np.random.default_rng(seed))
     simulated = binary_expected(*tables, bins, value)
-    return {name: (float(x), _spread(parts[name], np.var(simulated[name]))) for name, x in mean.items()}
+    return {name: (float(x), _spread(parts[name], effect * np.var(simulated[name]))) for name, x in mean.items()}
 
 # %% ../../nbs/performance/02_estimate.ipynb #c4adcace
 def _rescaled(predicted, observed, fitted):
@@ -424,7 +458,7 @@ def error_estimate(
         answers.append(_error_measures(terms, score, weight, value))
     parts = {measure: np.array([answer[measure] for answer in answers]) for measure in answers[0]}
     noise = _chance_variances(learned, observed, terms, weight, parts["r2"].mean(), value)
-    return {measure: (float(x.mean()), _spread(x, noise[measure])) for measure, x in parts.items()}
+    return {measure: (float(x.mean()), _spread(x, learned.effect * noise[measure])) for measure, x in parts.items()}
 
 # %% ../../nbs/performance/02_estimate.ipynb #8d458ee6
 @dataclass(frozen=True)
@@ -472,6 +506,7 @@ def _view_inputs(learned, df, score, names):
     weight = learned.weight(Z)
     weighted = set(names) & {"mcbpe", "pape", "dle_weighted"}
     shift = density_ratio(learned, Z, weight) if weighted else UNSEEN
+    shift = replace(shift, link=link_doubt(learned, Z, weight))
     return _View(at, score[at], weight, Z, shift, len(df))
 
 # %% ../../nbs/performance/02_estimate.ipynb #575c4555
@@ -506,6 +541,7 @@ def _too_few(learned, only, min_n):
 def _doubt(name, shift, error):
     "Why an estimator's assumption is not met here; '' if nothing indicates that"
     if error and error[1] > MISCALIBRATED: return f"its shares are off by {error[0]:.3f} on the reference itself"
+    if shift.link: return shift.link
     return "" if name in ("cbpe", "dle") and shift.covered >= COVERED else shift.why
 
 # %% ../../nbs/performance/02_estimate.ipynb #0c223dc2
@@ -545,6 +581,15 @@ def _parts(learned, row_count, groups):
     if learned.why: return out
     return out + [_Part(name, rows, reference[learned.at]) for name, (rows, reference) in (groups or {}).items()]
 
+# %% ../../nbs/performance/02_estimate.ipynb #cf310851
+def _widened(estimates):
+    "Estimates of one part, with errors that allow for their disagreement"
+    told = [each.values for each in estimates if each.values]
+    if len(told) < 2: return estimates
+    apart = {name: np.ptp([values[name][0] for values in told]) / 2 for name in told[0]}
+    def widened(values): return {name: (x, float(max(se, apart[name] / Z95))) for name, (x, se) in values.items()}
+    return [replace(each, values=widened(each.values)) for each in estimates]
+
 # %% ../../nbs/performance/02_estimate.ipynb #354f8f49
 def estimate( # noqa: PLR0913 - settings with defaults
     learned:Learned, # From `learn`
@@ -567,4 +612,6 @@ def estimate( # noqa: PLR0913 - settings with defaults
     partial = learned.labelled is not None
     if why: return [Estimate(name, part.subject, {}, int(part.rows.sum()), why, part=partial) for name, part in pairs]
     views, request = _views(learned, df, score, names), _Request(threshold, value, min_n)
-    return [_estimate_part(learned, views[name], part, name, request) for name, part in pairs]
+    found = [_estimate_part(learned, views[name], part, name, request) for name, part in pairs]
+    whole = len(names)
+    return _widened(found[:whole]) + found[whole:]

@@ -15,6 +15,7 @@ from ..model.encoding import pooled_codes
 from .estimate import watched
 from ..stats.measures import Measure, measure
 from ..stats.two_sample import domain_classifier
+from ..stats.units import copied_rows, units_of
 
 # %% ../../nbs/performance/04_label_selection.ipynb #297c6cb1
 SELECTED = 0.55      # the AUC from which labelled rows are called unlike the rest
@@ -48,7 +49,9 @@ def label_selection(
         return measure("label_selection", "all rows", None, n, note=note)
     encoder, with_label, without = pooled_codes(watched(columns), df[known], df[~known])
     sides = np.c_[with_label, score[known]], np.c_[without, score[~known]]
-    test = domain_classifier(*sides, [*encoder.features, "score"], seed)
+    units = units_of(df, [getattr(columns, key, None) for key in ("unit", "block")])
+    whose = (units[-1][known], units[-1][~known]) if units else copied_rows(*sides)
+    test = domain_classifier(*sides, [*encoder.features, "score"], seed, units=whose)
     return measure("label_selection", "all rows", test.auc, n, test.low, test.high, _selection_note(labelled / n, test))
 
 # %% ../../nbs/performance/04_label_selection.ipynb #34c6e30e

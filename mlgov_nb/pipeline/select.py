@@ -28,6 +28,7 @@ from ..settings import Params
 from ..stats.leakage import leakage_measures
 from ..stats.measures import Measure, measure_value, measures_of, number, rate, record, words
 from ..stats.quality import quality
+from ..stats.units import units_of
 from ..verdict.evidence import evidence_of, policy_of
 from ..verdict.judge import check_limits, level_of, run_checks
 
@@ -41,9 +42,11 @@ def candidate_measures(
     "What `select` judges a candidate by"
     labels, score, audit = ref[card.target.name].to_numpy(float), art.score(ref), params.audit
     care = audit.min_n, audit.resamples, params.seed
-    of_all = quality(card.task, labels, score, art.threshold, *care, value=audit.value or None)
+    units = units_of(ref, [card.unit, card.block])
+    of_all = quality(card.task, labels, score, art.threshold, *care, value=audit.value or None, units=units)
     attributes = [[name] for name in card.protected]
-    of_groups = fairness_measures(ref, attributes, card.task, labels, score, art.threshold, *care, card.privileged)
+    of_groups = fairness_measures(ref, attributes, card.task, labels, score, art.threshold, *care, card.privileged,
+                                  units)
     return of_all + of_groups
 
 # %% ../../nbs/pipeline/03_select.ipynb #3f9c15fe

@@ -12,5 +12,5 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "source": ["describe_columns", "kinds_of", "schema_of"],
     "column": ["bin_means", "check_bins", "Column", "labels", "merge", "moments", "Profile", "ProfileMismatch"],
-    "build": ["from_dict", "profile", "profile_on_dask", "read_profile", "to_dict", "write_profile"],
+    "build": ["entries", "from_dict", "profile", "profile_on_dask", "read_profile", "to_dict", "write_profile"],
 })

@@ -13,18 +13,18 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "measures": [
         "as_measure", "bound_numbers", "change", "indexed", "KNOWN", "mean", "mean_interval", "Measure", "measure",
         "measure_value", "measures_of", "number", "percentiles", "rate", "ratio", "record", "redraw", "schema",
-        "unknown_measure", "wilson", "words", "Z95",
+        "unknown_measure", "widened", "wilson", "words", "Z95",
     ],
     "significance": ["adjust", "adjust_tables", "holm", "simes", "tail_p"],
     "units": [
-        "copied_rows", "deal_units", "dispersion", "dispersion_note", "FEWEST_UNITS", "related_rows", "resample_units",
-        "tie_units", "unit_numbers", "unit_totals",
+        "copied_rows", "COPIES", "deal_units", "design_effects", "dispersion", "dispersion_note", "FEWEST_UNITS",
+        "related_rows", "resample_units", "tie_units", "unit_numbers", "unit_totals", "units_of",
     ],
     "quality": [
         "auc", "average_precision", "binary_measures", "BOUNDED", "calibration_curve", "calibration_error",
-        "confusion", "delong", "log_odds", "logistic", "regression_measures", "worth",
+        "calibration_interval", "confusion", "delong", "log_odds", "logistic", "regression_measures", "worth",
     ],
-    "two_sample": ["Domain", "domain_classifier", "js_of_auc", "Mmd", "mmd"],
+    "two_sample": ["broken_link", "Domain", "domain_classifier", "js_of_auc", "Mmd", "mmd"],
     "leakage": ["leak_limit", "leak_measure", "leakage_measures"],
     "conditions": [
         "axes_of", "axis_pairs", "batch_sizes", "condition_texts", "rows_matching", "sums_over_conditions",
