@@ -123,17 +123,21 @@ def combinations_of(self:_Search, features, most=40_000):
 
 # %% ../../nbs/explanation/01_counterfactuals.ipynb #070d82ba
 @patch
+def close_enough(self:_Search, row, j, refused):
+    "Is a value that changes the decision as near as matters to one that does not?"
+    if self.options[j].whole: return abs(row[j] - refused) <= 1
+    change = abs(row[j] - self.z[j])
+    return abs(row[j] - refused) <= max(1e-4 * change, 1e-9 * max(abs(row[j]), abs(refused)))
+
+@patch
 def bisected(self:_Search, row, j, refused):
     "Feature `j` of a row as near to the value `refused` as the decision allows, and the nearest value that does not"
-    option = self.options[j]
     row = row.copy()
-    while abs(row[j] - refused) > (1 if option.whole else 1e-6 * option.span):
+    while not self.close_enough(row, j, refused):
         middle = (row[j] + refused) / 2
-        if option.whole: middle = np.trunc(middle)
-        if self.changed(row, j, [middle])[0]:
-            row[j] = middle
-        else:
-            refused = middle
+        if self.options[j].whole: middle = np.trunc(middle)
+        if self.changed(row, j, [middle])[0]: row[j] = middle
+        else: refused = middle
     return row, refused
 
 # %% ../../nbs/explanation/01_counterfactuals.ipynb #cd87730d
@@ -141,8 +145,9 @@ def bisected(self:_Search, row, j, refused):
 def rounded(self:_Search, row, j, away):
     "Feature `j` with as few digits as still change the decision; `away` rounds away from where the row is"
     option = self.options[j]
-    for digits in range(4, 13):
-        unit = 10.0 ** (np.ceil(np.log10(option.span)) - digits)
+    size = np.ceil(np.log10(abs(row[j] - self.z[j])))          # of the change
+    for digits in range(2, 13):
+        unit = 10.0 ** (size - digits)
         value = float(f"{away(row[j] / unit) * unit:.12g}")
         inside = option.low <= value <= option.low + option.span
         if inside and self.changed(row, j, [value])[0]:

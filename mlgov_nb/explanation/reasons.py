@@ -38,6 +38,11 @@ def _sentence(card, feature, value, contribution):
     return getattr(phrases, way).replace("{value}", value)
 
 # %% ../../nbs/explanation/02_reasons.ipynb #f5af6ebe
+def _spoke_for(art, decision, contribution):
+    "Did a contribution speak for the decision? Of a predicted value every one counts"
+    if contribution == 0: return False
+    return not art.task.decides or (contribution > 0) == bool(decision)
+
 def reasons(
     art:Artifact, # The model
     card:Card, # Its card
@@ -45,15 +50,12 @@ def reasons(
     i:int, # Which row
     top:int=4, # At most so many (US Regulation B names up to four)
     order:list[dict]|None=None, # From `ranked`, where it is known already
-)->list[dict]: # feature, value, contribution, in_score, text, flag; largest first
-    "The largest contributions to one row's score as sentences; features without a contribution are left out"
-    out = []
-    for row in (order or ranked(ex, art.encoder, i))[:top]:
-        feature, contribution = row["feature"], row["contribution"]
-        if contribution == 0: continue
-        text = _sentence(card, feature, row["value"], contribution)
-        out.append(dict(row, text=text, flag=flag(card, feature)))
-    return out
+)->list[dict]: # feature, value, contribution, in_score, text, flag; largest first; may be empty
+    "The largest contributions that spoke for one row's decision, as sentences"
+    decision = art.decide(ex.score[i:i + 1])[0] if art.task.decides else None
+    own = [row for row in order or ranked(ex, art.encoder, i) if _spoke_for(art, decision, row["contribution"])]
+    return [dict(row, text=_sentence(card, row["feature"], row["value"], row["contribution"]),
+                 flag=flag(card, row["feature"])) for row in own[:top]]
 
 # %% ../../nbs/explanation/02_reasons.ipynb #1bc852a3
 def find_row(
@@ -80,21 +82,25 @@ def explain_row(
     model:Path, # Artifact folder
     file:Path, # CSV or Parquet with the card's id and features
     row:str, # The id
-)->dict: # model, score, decision, base, contributions, reasons, counterfactuals
+    changes:bool|None=None, # Look for changes that would change the decision; by default only of a refusal
+)->dict: # model, score, decision, base, contributions, reasons, counterfactuals (None: not looked for)
     "Score, reasons and counterfactuals of one row of a file; a regression has no decision and no counterfactuals"
     art = load(model)
     card = card_of(art)
     ex = explain(art, find_row(card, file, row))
     decides = art.task.decides
+    decision = int(art.decide(ex.score)[0]) if decides else None
+    wanted = decides and (changes or (changes is None and decision == 0))
     return dict(
         model=dict(name=art.name, version=art.version),
         row=str(row),
         score=float(ex.score[0]),
-        decision=int(art.decide(ex.score)[0]) if decides else None,
+        decision=decision,
         threshold=art.threshold if decides else None,
         base=ex.base,
         base_score=ex.score_base,
         raw=float(ex.raw[0]),
         contributions=contributions(ex, art.encoder, 0).to_dict("records"),
         reasons=reasons(art, card, ex, 0),
-        counterfactuals=counterfactuals(art, card, ex.codes[0]) if decides else [])
+        approximate=art.approximate,
+        counterfactuals=counterfactuals(art, card, ex.codes[0]) if wanted else None)

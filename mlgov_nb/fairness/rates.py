@@ -414,8 +414,7 @@ def decisions(self:_BinaryGroups, group, subject, y, score, threshold, redraws, 
 
 # %% ../../nbs/fairness/01_rates.ipynb #42ac4c74
 @patch
-def decisions(self:_RegressionGroups, group, subject, y, score, threshold, # noqa: PLR0913 - as for a classifier
-              redraws, privileged, units=()):
+def decisions(self:_RegressionGroups, group, subject, y, score, threshold, redraws, best, units=()): # noqa: PLR0913
     "Nothing is decided: the share of labelled rows of each group"
     coverage = pd.Series(~np.isnan(y)).groupby(group.to_numpy()).agg(labelled="sum", rows="size")
     measures = [rate("label_coverage", name, row.labelled, row.rows) for name, row in coverage.iterrows()]

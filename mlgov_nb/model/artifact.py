@@ -24,7 +24,7 @@ from ..data.values import with_columns
 from ..files import atomic_dir, sha256, write_json
 from .encoding import Encoder, codes
 from .inference import dense_args, evaluate, tree_args
-from .shapley import dense_shap, tree_shap, tree_tables
+from .shapley import EXACT, dense_shap, tree_shap, tree_tables
 from ..settings import MlgovError
 from ..task import Task, task_of
 
@@ -112,6 +112,14 @@ def shap(
         tables = self._tables if given is None else tree_tables(self.arrays, given)
         return tree_shap(Z, tables)
     return dense_shap(Z, self.arrays["background"], self._args, given)
+
+# %% ../../nbs/model/03_artifact.ipynb #5f08348d
+@patch(as_prop=True)
+def approximate(self:Artifact)->bool:
+    "Are its SHAP values estimated from permutations? Those of trees, linear models and small networks are exact"
+    if self.meta["kind"] == "trees": return False
+    layers = self._args[4]                                   # widths; a linear model has two
+    return len(layers) > 2 and len(self.encoder.features) > EXACT
 
 # %% ../../nbs/model/03_artifact.ipynb #5021c871
 @dataclass(frozen=True)

@@ -423,6 +423,13 @@ def _train(recipe, task, enc, Z, y, seed, groups, threshold, step):  # noqa: PLR
         return _log_curve(gradient_boosting(recipe.params, task, Z, y, seed, groups, mitigation), step)
     return _log_curve(linear(recipe.params, task, enc, Z, y, groups, mitigation), step)
 
+# %% ../../nbs/model/05_candidates.ipynb #636f6651
+def _background_rows(raw, count):
+    "Positions of training rows whose raw scores are spread as those of all"
+    order = np.argsort(raw, kind="stable")
+    count = min(count, len(order))
+    return np.sort(order[((np.arange(count) + 0.5) * len(order) / count).astype(int)])
+
 # %% ../../nbs/model/05_candidates.ipynb #9204a235
 def fit( # noqa: PLR0913 - data, seed, and settings with defaults
     recipe:Candidate, # From `params.yaml`
@@ -434,11 +441,9 @@ def fit( # noqa: PLR0913 - data, seed, and settings with defaults
     groups:list[np.ndarray]=(), # Per parity attribute, the group of each row; only a mitigation looks at them
     threshold:float=0.5, # Where decisions are cut
     step:Callable=lambda losses: None, # Called with the losses of each step
-    background:int=50, # Training rows that the explanations of a dense model average over
+    background:int=50, # Training rows that the explanations of a dense model average over, spread over its scores
 )->Fitted: # The trained candidate
     "Train one candidate"
     fitted = _train(recipe, task, enc, Z, y, seed, groups, threshold, step)
     if fitted.kind == "trees": return fitted
-    rng = np.random.default_rng(seed + 2)
-    at = np.sort(rng.choice(len(Z), min(background, len(Z)), replace=False))
-    return explained(fitted, enc, Z[at])
+    return explained(fitted, enc, Z[_background_rows(fitted.raw(Z), background)])

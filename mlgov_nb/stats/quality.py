@@ -462,7 +462,7 @@ def _ranking_effect(y, score, units):
 # %% ../../nbs/stats/02_quality.ipynb #66a8db62
 def _binary_effects(y, score, threshold, value, units):
     "Design effect of each measure of a classifier"
-    decision = (score >= threshold).astype(int)
+    y, decision = y.astype(int), (score >= threshold).astype(int)
     p = np.clip(score, 1e-15, 1 - 1e-15)
     ranking, gap = _ranking_effect(y, score, units), _effect_on(score - y, units)
     of_precision, of_recall = (_effect_on(y * decision, units, rows == 1) for rows in (decision, y))
@@ -491,7 +491,7 @@ def _with_units(measures, task, y, score, threshold, value, units):
     own = [unit[labelled] for unit in units]
     y, score = y[labelled], score[labelled]
     if not len(y): return measures
-    effects = EFFECTS[task](y if task == "regression" else y.astype(int), score, threshold, value, own)
+    effects = EFFECTS[task](y, score, threshold, value, own)
     ends = {True: (0.0, 1.0), False: (-np.inf, np.inf)}
     return [widened(each, effects.get(each.name, 1.0), *ends[each.name in BOUNDED]) for each in measures]
 
