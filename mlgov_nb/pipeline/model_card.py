@@ -44,7 +44,6 @@ def _add_figure(figures, check):
 def trend(
     out:Path, # A scope's folder
     card:Card, # Its card
-    params:Params, # For the measure of quality
 )->list[dict]: # window, quality, gap, drift_share: one row per window
     "The champion's main figures over the windows, for `dvc plots`"
     found = {audit: _measures_by_window(out/f"{audit}.json") for audit in AUDITED}
@@ -53,7 +52,7 @@ def trend(
     for window, measures in found["performance"].items():
         gap = measure_value(found["fairness"].get(window, []), card.task.gap, attribute)
         share = measure_value(found["drift"].get(window, []), "drift_share", "features")
-        quality = measure_value(measures, params.select[card.task])
+        quality = measure_value(measures, card.task.quality[0])
         rows.append(dict(window=window, quality=quality, gap=gap, drift_share=share))
     return rows
 
@@ -76,6 +75,6 @@ def card_stage(
     footer = "Re-compute: dvc repro · this card as JSON: model_card.json"
     page = render(out/"model_card.ipynb", out/"model_card.html", verdict, facts, footer)
     write_json(out/"metrics.json", headline(out))
-    write_plot(out, "trend", trend(out, pipeline_card(root, params), params))
+    write_plot(out, "trend", trend(out, pipeline_card(root, params)))
     refresh_index(Path(root)/"reports")
     return page
