@@ -73,6 +73,7 @@ bench: $(STAMP)  ## benchmarks against the peers, as tables in bench/ (three hou
 	@python bench/speed.py
 	@python bench/speed.py --wide
 	@python bench/quality.py
+	@python bench/verdicts.py --write
 	@python bench/explain.py
 	@python bench/fairness.py
 	@python bench/estimate.py

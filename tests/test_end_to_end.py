@@ -67,7 +67,10 @@ def test_verdicts_say_why_the_more_accurate_candidates_were_refused(clone):
 def test_the_default_policy_releases_a_mitigated_candidate_and_refuses_the_others():
     "The committed evidence is that of the default data and policy"
     select = read(ROOT/"reports/gss_wages/select.verdict.json")
-    assert select["verdict"] == "pass" and select["model"]["name"] == "boosting_reduced"
+    assert select["verdict"] == "warn" and select["model"]["name"] == "boosting_reduced"
+    promised = next(each for each in select["checks"] if (each["measure"], each["subject"]) ==
+                    ("auc_promised", "all rows@boosting_reduced"))
+    assert promised["low"] < 0.75 < promised["value"], "on later rows it is not certainly good enough"
     checks = ratio_checks(select)
     assert {check["bound"] for check in checks.values()} == {"≥ 0.8"}
     assert checks["gender@boosting_reduced"]["low"] > 0.8

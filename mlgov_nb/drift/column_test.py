@@ -227,6 +227,13 @@ def _p_value(chance, n_ordered, draws, rng):
     statistic, simulated_statistics = _combined(observed, simulated, len(chance.x))
     return tail_p(float(statistic), simulated_statistics), js_distance(x, y) ** 2
 
+# %% ../../nbs/drift/01_column_test.ipynb #9fe1e3d3
+def _every_category(reference, current, n_cells):
+    "Each entry of categories as a cell of its own, and those that hold a row; None where none was joined"
+    if reference.kind != "categorical": return None
+    used = np.array(reference.counts) + np.array(current.counts) > 0
+    return (np.arange(len(used)), used) if used.sum() > n_cells else None
+
 # %% ../../nbs/drift/01_column_test.ipynb #99854680
 DECISIVE = (1e-7, 5e-3)   # p-values for which ten times as many windows are simulated
 
@@ -249,6 +256,10 @@ def test_column(
     n_ordered = int(used[:n_ordered].sum())
     p, simulated = _p_value(chance, n_ordered, draws, rng)
     if DECISIVE[0] < p < DECISIVE[1]: p, _ = _p_value(chance, n_ordered, 10 * draws, rng)
+    every = _every_category(reference, current, used.sum())
+    if every is not None:
+        chance = _chance(*every, (reference, current), history, units)
+        simulated = js_distance(*_simulate(chance, draws, rng)) ** 2
     redrawn = js_distance(*_redrawn(chance, draws, rng)) ** 2
     return Change(p, *_size(float(js_distance(chance.x, chance.y)) ** 2, simulated, redrawn))
 
