@@ -265,6 +265,13 @@ def _drifted_columns(measures:dict[tuple[str, str], Measure])->tuple[list[str], 
     def rank(column): return -_value_of(measures, "drift_impact", column), -_value_of(measures, "js_distance", column)
     return sorted(columns, key=rank), [subject for subject in found if subject not in columns]
 
+# %% ../../nbs/verdict/00_judge.ipynb #cfaf5684
+def _grouped_rows(records):
+    "The note of the window whose rows come in groups most clearly; a list, empty where none does"
+    found = [indexed(each).get(("row_dispersion", "all columns")) for each in records]
+    noted = [each for each in found if each and each.note]
+    return [max(noted, key=lambda each: each.value).note] if noted else []
+
 # %% ../../nbs/verdict/00_judge.ipynb #87fc98a3
 def _drift_context(records, top=3):
     "Sentences on what drifted in the latest window, and on rows that come in groups; a list, empty where neither"
@@ -273,9 +280,8 @@ def _drift_context(records, top=3):
     columns, joint = _drifted_columns(measures)
     notes = [measures["drifted", subject].note or plain_subject(subject) for subject in [*columns[:top], *joint]]
     if columns[top:]: notes.insert(top, f"{', '.join(map(plain_subject, columns[top:]))} drifted too")
-    grouped = measures.get(("row_dispersion", "all columns"))
     context = [f"in {records[-1]['window']['name']}, " + "; ".join(notes)] if notes else []
-    return context + ([grouped.note] if grouped and grouped.note else [])
+    return context + _grouped_rows(records)
 
 # %% ../../nbs/verdict/00_judge.ipynb #2914b6f5
 def level_of(
