@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from ..data.groups import cross
 from ..model.encoding import codes
@@ -17,7 +18,7 @@ from .estimate import Learned, check_scores, density_ratio, shares
 from .expected import binary_expected, bins_of, error_value
 from .outcome_models import error_terms, expected_errors
 from ..settings import MlgovError
-from ..stats.measures import Measure, Z95, measure
+from ..stats.measures import Measure, measure
 from ..stats.quality import BOUNDED
 
 # %% ../../nbs/performance/05_label_budget.ipynb #34f42642
@@ -137,7 +138,8 @@ def next_labels(
     names = _strata(df, score, list(slices), budget)
     stratum, _ = pd.factorize(names, sort=True)
     rows = np.bincount(stratum)
-    n = _allocate(rows, np.maximum(np.bincount(stratum, weights=weight) / rows, 1e-3), budget)
+    spread = np.maximum(np.bincount(stratum, weights=weight) / rows, 1e-3)
+    n = _allocate(rows, spread, budget)
     rng = np.random.default_rng(learned.seed if seed is None else seed)
     at = _drawn_rows(stratum, n, rng)
     probability = (n / rows)[stratum[at]]
@@ -218,11 +220,18 @@ def _labelled_sample(learned, df, sample, id):
     return drawn, at
 
 # %% ../../nbs/performance/05_label_budget.ipynb #4bdfd447
-def _sampled_measure(name, draws, n):
-    "The sample's value, the first of the draws, with the interval of the bootstrap's, the others"
-    ends = draws[0] + Z95 * np.std(draws[1:]) * np.array([-1, 1])
+def _sampled_measure(name, draws, n, strata):
+    "The sample's value, the first of the draws, with Student's interval by the deviation of the other ones"
+    t = stdtrit(max(n - strata, 1), 0.975)
+    ends = draws[0] + t * np.std(draws[1:]) * np.array([-1, 1])
     if name in BOUNDED: ends = np.clip(ends, 0, 1)
     return measure(f"{name}_sampled", "all rows", draws[0], n, *ends)
+
+def _weights_of_delivered(sample, drawn):
+    "Weights of the rows with a label: within each stratum they stand for those without one too"
+    given, total = (rows.groupby("stratum").weight.sum() for rows in (drawn, sample))
+    scaled = drawn.weight.to_numpy(float) * (total / given).reindex(drawn.stratum).to_numpy()
+    return scaled * total.sum() / scaled.sum()           # a stratum without any label is shared by the others
 
 # %% ../../nbs/performance/05_label_budget.ipynb #e1180fc6
 def sampled_quality(
@@ -237,11 +246,11 @@ def sampled_quality(
 )->list[Measure]: # Measures `<name>_sampled` of all rows
     "Quality of all rows from a drawn sample of labels"
     drawn, at = _labelled_sample(learned, df, sample, id)
-    w, y = drawn.weight.to_numpy(float), drawn.label.to_numpy(float)
+    w, y = _weights_of_delivered(sample, drawn), drawn.label.to_numpy(float)
     score, kind = check_scores(learned.task, score), SAMPLES[learned.task]
-    if len(drawn) < len(sample): w = w * len(df) / w.sum()
     p, _ = kind.outcome(learned, codes(learned.encoder, df), score)
     redrawn = _redrawn(drawn.stratum.to_numpy(), w, draws, np.random.default_rng(learned.seed))
     labelled = _Labelled(at, y, np.vstack([w, redrawn]))
     found = kind.measured(learned, df, score, p, labelled, threshold, value)
-    return [_sampled_measure(name, values, len(drawn)) for name, values in found.items()]
+    strata = drawn.stratum.nunique()
+    return [_sampled_measure(name, values, len(drawn), strata) for name, values in found.items()]
