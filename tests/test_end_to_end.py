@@ -182,8 +182,8 @@ def test_dvc_has_something_to_say(clone):
 
 
 def test_no_candidate_passes_nothing_is_packaged(clone):
-    limit = r"\{measure: auc, subject: all rows, min: 0\.75\}"
-    clone.edit("policy.yaml", limit, "{measure: auc, subject: all rows, min: 0.99}")
+    limit = r"\{measure: auc_promised, subject: all rows, min: 0\.75\}"
+    clone.edit("policy.yaml", limit, "{measure: auc_promised, subject: all rows, min: 0.99}")
     assert "nothing is packaged" in clone.run("dvc repro package").stdout
     assert [file.name for file in (clone.root/"release/served").iterdir()] == ["REFUSED.json"]
     result = clone.run("timeout 60 bentoml serve mlgov_nb.service:Mlgov --port 0", 1)

@@ -137,7 +137,9 @@ def test_numbers_as_text_are_numbers_and_other_text_is_refused(project):
 def test_explain_in_the_terminal(project):
     sample, window = "data/sample/model", "data/sample/2014-18.parquet"
     row = pd.read_parquet(ROOT/window).id[5]
-    page = project.run(f"mlgov explain {sample} {window} --row {row}").stdout
+    selected = project.run(f"mlgov explain {sample} {window} --row {row}").stdout
+    assert "Reasons for the decision 1" in selected and "What would change" not in selected, "nobody asked for a change"
+    page = project.run(f"mlgov explain {sample} {window} --row {row} --changes").stdout
     assert "Reasons" in page and "What would change the decision" in page
     assert "is a proxy for" in page and "{value}" not in page
     project.refuses(f"mlgov explain {sample} {window} --row nobody", "no row with id nobody")

@@ -330,7 +330,7 @@ def test_the_terminal_shows_names_as_they_are(audited):
     assert all(name in output for name in shown if " " not in name and len(name) < 20)
     answer = json.loads(audited.run("mlgov drift then.parquet now.parquet --json").stdout)
     assert set(HOSTILE) <= {plain_subject(found["subject"]) for found in answer["measures"]}
-    audited.run("mlgov gate --scope hostile", code=1)
+    audited.run("mlgov gate --scope hostile", code=3)      # small groups: nobody can tell
 
 
 @SLOW

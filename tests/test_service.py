@@ -127,7 +127,7 @@ def test_what_training_never_saw_is_said(service, rows):
 
 
 def test_reasons_are_those_of_the_command_line(service, clone):
-    command = "mlgov explain release/served/model data/sample/2014-18.parquet --row 53950 --json"
+    command = "mlgov explain release/served/model data/sample/2014-18.parquet --row 53950 --changes --json"
     explained = json.loads(clone.run(command).stdout)
 
     row = pd.read_parquet(clone.root/"data/sample/2014-18.parquet").set_index("id").loc[53950]

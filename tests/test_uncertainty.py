@@ -177,7 +177,7 @@ def test_a_left_out_group_is_named_in_the_sentence():
     found = dict(audit="fairness", model=dict(name="m", version="1"), reference=None, window=window,
                  measures=[each.as_dict() for each in measured])
     verdict = judge("fairness", [found], [Limit(measure="selection_rate_ratio_all", subject="g", min=.5)], ["g"])
-    assert "without g=c (20): too few rows" in verdict["line"]
+    assert "without c (20): too few rows" in verdict["line"]
     share = next(each for each in measured if each.name == "left_out_share")
     assert share.value == 20 / 1020
 

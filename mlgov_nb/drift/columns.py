@@ -97,6 +97,8 @@ def _number_change(a, b, p, q):
         return f"{labels(a)[entry].strip('()')} {_percents(p[entry], q[entry])}"
     outside = (q[0] + q[-4]) if a.low is not None else 0
     tail = f", {outside:.1%} outside the reference's range" if outside > 0.002 else ""
+    for entry in (-1, -2, -3):
+        if abs(q[entry] - p[entry]) > 0.05: tail += f", {labels(a)[entry].strip('()')} {_percents(p[entry], q[entry])}"
     moved = _moments_change(a, b)
     if moved: return moved + tail
     return _stretch_change(a, cell_of, int(np.argmax(parts[:n_ordered])), x, y)

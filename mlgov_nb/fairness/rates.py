@@ -195,13 +195,29 @@ def mean_measures(
     return measures
 
 # %% ../../nbs/fairness/01_rates.ipynb #05e21868
+def _reader_name(group):
+    "A group as a reader knows it: its own name, and of an intersection all of it"
+    return plain_subject(group if " & " in group else group.split("=", 1)[-1])
+
 def _left_out(n, rated, what):
     "A note on the groups that are not in a comparison, from their rows; empty when all are"
-    if len(n) == 1: return f"there is only {plain_subject(n.index[0])} ({int(n.iloc[0]):,}), nothing to compare it with"
-    gone = [f"{plain_subject(group)} ({int(rows):,})" for group, rows in n[~rated].items()]
+    if len(n) == 1: return f"there is only {_reader_name(n.index[0])} ({int(n.iloc[0]):,}), nothing to compare it with"
+    gone = [f"{_reader_name(group)} ({int(rows):,})" for group, rows in n[~rated].items()]
     if not gone: return ""
     more = f" and {len(gone) - 4} more" if len(gone) > 4 else ""
     return f"without {', '.join(gone[:4])}{more}: too few {what}"
+
+def _extremes(groups, values, what=""):
+    "The two groups behind a gap, with their figures"
+    known = pd.Series(values, groups).dropna()
+    if len(known) < 2 or known.min() == known.max(): return ""
+    lowest, highest = known.idxmin(), known.idxmax()
+    return (f"{what}lowest {_reader_name(lowest)} {known[lowest]:.3g}, highest {_reader_name(highest)} "
+            f"{known[highest]:.3g}")
+
+def _notes(*parts):
+    "Notes that say something, as one"
+    return "; ".join(filter(None, parts))
 
 # %% ../../nbs/fairness/01_rates.ipynb #9318911e
 def _denominators(cells, names):
@@ -256,6 +272,9 @@ def _compare(name, subject, counts, draws, rated, n, note):
     worth = _worth(counts)
     values, centre, drawn = (_only(rated, _values(each, rates)) for each in (worth, worth + PRIOR, draws))
     gap = largest_gap(centre, drawn)
+    widest = int(np.argmax([np.nanmax(of_rate) - np.nanmin(of_rate) for of_rate in values]))
+    which = f"{rates[widest].replace('_', ' ')} " if len(rates) > 1 else ""
+    note = _notes(_extremes(counts.index, values[widest], which), note)
     positive = [i for i, of_rate in enumerate(values) if np.nanmax(of_rate) > 0] or range(len(values))
     logs = [[np.log(each[i]) for i in positive] for each in (centre, drawn)]
     log_gap = largest_gap(*logs, equal=gap[1] <= 0)
@@ -350,7 +369,7 @@ def _mean_difference(name, subject, table, n, draws, rng, note):
     "Largest difference of a measure of scores, as a measure"
     value, low, high, df = (table[column].to_numpy(float) for column in ("value", "low", "high", "n"))
     gap, low, high = largest_gap([value], [draw_means(value, low, high, df - 1, draws, rng)])
-    return measure(name, subject, gap, n, low, high, note)
+    return measure(name, subject, gap, n, low, high, _notes(_extremes(table.index, value), note))
 
 def _difference_name(name):
     "What the difference of a measure is called; what is of everyone scored ends in '_all'"
@@ -395,6 +414,7 @@ def _unlabelled_ratio(counts, subject, min_n, draws, seed):
                            (draw_tables(four, draws, np.random.default_rng(seed)), four + PRIOR))
     equal = largest_gap([centre], [drawn])[1] <= 0
     log_gap = largest_gap([np.log(centre)], [np.log(drawn)], equal=equal)   # of logarithms
+    note = _notes(_extremes(counts.index[rated], selected / rows), note)
     return _ratio(name, subject, [(selected, rows)], log_gap, int(counts.rows[rated].sum()), note)
 
 def _left_out_share(rows, subject, min_n):

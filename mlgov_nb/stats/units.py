@@ -47,20 +47,25 @@ def related_rows(
     return [unit_numbers(_keys(before[name]), _keys(now[name])) for name in named]
 
 # %% ../../nbs/stats/01a_units.ipynb #164bf571
-COPIES = 0.01   # share of the rows that are copies, from which copies count as one
+COPIES = 0.01   # share of the reference's rows that are copies, from which copies count as one
+
+def _copies(own, numbers):
+    "Share of a window's rows that are copies of others that only this window has"
+    return (own.sum() - len(np.unique(numbers[own]))) / len(numbers)
 
 def copied_rows(
     before:pd.DataFrame|np.ndarray, # The reference, rows x columns; a missing value equals a missing value
     now:pd.DataFrame|np.ndarray, # And the window
-)->tuple[np.ndarray, np.ndarray]|None: # Number of the unit of each row; None where no row is taken for a copy
-    "Equal rows as one unit, where most rows of both windows are different and some are equal"
+)->tuple[np.ndarray, np.ndarray]|None: # Number of the unit of each row; None where copies are nothing usual
+    "Equal rows of one window as one unit, where the reference has such copies"
     rows = pd.concat([pd.DataFrame(before), pd.DataFrame(now)], ignore_index=True)
     if not rows.shape[1] or not min(len(before), len(now)): return None
     numbers = np.unique(pd.util.hash_pandas_object(rows, index=False), return_inverse=True)[1]
-    found = numbers[:len(before)], numbers[len(before):]
-    different = [len(np.unique(part)) for part in found]
-    mostly = all(count >= len(part) / 2 for count, part in zip(different, found, strict=True))
-    return found if mostly and sum(different) <= (1 - COPIES) * len(rows) else None
+    first, second = numbers[:len(before)], numbers[len(before):]
+    own = np.r_[~np.isin(first, second), ~np.isin(second, first)]
+    if _copies(own[:len(first)], first) < COPIES: return None
+    found = np.where(own, numbers, numbers.max() + 1 + np.arange(len(numbers)))       # a row of both is one of its own
+    return found[:len(first)], found[len(first):]
 
 # %% ../../nbs/stats/01a_units.ipynb #fb7331b6
 MOST_UNITS = 1000
@@ -174,7 +179,7 @@ def dispersion_note(
 )->str: # '' where rows look independent, or where nobody can tell
     "What a dispersion means, and what to do about it"
     if not found >= GROUPED: return ""
-    return (f"rows come in groups: neighbouring rows are more alike than independent rows would be (dispersion "
+    return (f"rows come in groups (or are sorted): neighbouring rows are more alike than independent ones (dispersion "
             f"{found:.1f}, about 1 for independent rows), so changes look more certain than they are and alarms are "
             "too frequent; say whose rows these are (`unit:` in the card, --unit) or what they were collected in, such "
             "as a day (`block:`, --block), or name windows in which nothing was wrong (history)")
