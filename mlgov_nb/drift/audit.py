@@ -53,24 +53,23 @@ def compare_rows(
 def _ways(rows, columns):
     "The ways in which rows belong together: the number of the unit of each row of both windows"
     named = related_rows(rows.before, rows.now, [getattr(columns, key, None) for key in ("unit", "block")])
-    if named: return named, []
+    if named: return named
     features = [*columns.numeric, *columns.categorical]
     copied = copied_rows(rows.before[features], rows.now[features])
-    return [], [copied] if copied else []
+    return [copied] if copied else []
 
 # %% ../../nbs/drift/06_audit.ipynb #ece6c059
 def _window_tests(comparison, columns, settings, seed):
     "The undecided table of a window, and the details of the tests of all columns together (None without rows)"
-    rows, grouped, named = comparison.rows, None, []
+    rows, grouped, ways = comparison.rows, None, []
     if rows is not None:
-        named, copied = _ways(rows, columns)
-        rng = np.random.default_rng(seed)
-        grouped = Grouped(rows.before, rows.now, [tie_units(*way, rng) for way in named or copied])
+        ways, rng = _ways(rows, columns), np.random.default_rng(seed)
+        grouped = Grouped(rows.before, rows.now, [tie_units(*way, rng) for way in ways])
     table = drift_table(comparison.before, comparison.now, settings.min_n, settings.resamples, seed, comparison.quiet,
                         grouped)
     if rows is None or not comparison.whole: return table, None
     from mlgov_nb.drift.joint import combined
-    joint, details = combined(columns, rows.before, rows.now, settings.min_n, seed, history=rows.quiet, units=named)
+    joint, details = combined(columns, rows.before, rows.now, settings.min_n, seed, history=rows.quiet, units=ways)
     return pd.concat([table, joint]), details
 
 # %% ../../nbs/drift/06_audit.ipynb #82c5a367

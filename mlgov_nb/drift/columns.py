@@ -23,7 +23,7 @@ from ..profile.build import entries
 from ..profile.column import Column, Profile, check_bins, labels, moments
 from ..stats.measures import Measure, measure
 from ..stats.significance import adjust_tables
-from ..stats.units import FEWEST_UNITS
+from ..stats.units import too_few_units
 
 # %% ../../nbs/drift/02_columns.ipynb #0396c269
 def size_word(
@@ -233,15 +233,6 @@ class Grouped:
     before: pd.DataFrame
     now: pd.DataFrame
     units: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)   # number of the unit of each row
-    name: str = "units"         # what the units are called in a reason
-
-# %% ../../nbs/drift/02_columns.ipynb #673baffa
-def _too_few_units(grouped):
-    "Why whole units cannot be dealt, or ''"
-    if grouped is None: return ""
-    counts = [tuple(len(np.unique(numbers)) for numbers in pair) for pair in grouped.units]
-    few = [pair for pair in counts if min(pair) < FEWEST_UNITS]
-    return f"fewer than {FEWEST_UNITS} {grouped.name} hold the rows ({few[0][0]:,} and {few[0][1]:,})" if few else ""
 
 # %% ../../nbs/drift/02_columns.ipynb #f08402ac
 def _tested(name, a, b, history, grouped, draws, rng):
@@ -255,7 +246,7 @@ def _tested(name, a, b, history, grouped, draws, rng):
 def _column_row(name, a, b, history, grouped, min_n, draws, seed):
     "One column's row of a drift table; its source of chance depends on its own name only"
     rng = np.random.default_rng([seed, zlib.crc32(str(name).encode())])
-    why = _why_not(a, b, min_n) or _too_few_units(grouped)
+    why = _why_not(a, b, min_n) or too_few_units(grouped.units if grouped else [])
     row = dict.fromkeys(STATISTICS, np.nan)
     row |= dict(n=b.n, p=np.nan, effect=np.nan, why=why, words=change_in_words(a, b))
     if why: return row

@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 from .slices import Slice, find_slices
 from ..model.encoding import Encoder, design, pooled_codes
 from ..stats.two_sample import Domain, Mmd, domain_classifier, js_of_auc, mmd
-from ..stats.units import FEWEST_UNITS, copied_rows
+from ..stats.units import too_few_units
 
 # %% ../../nbs/drift/04_joint.ipynb #21b1e4d6
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ def _why_not(columns, old, new, min_n, units):
     "Why whole rows cannot be compared, or ''"
     if min(len(old), len(new)) < max(min_n, 8): return f"fewer than {min_n} rows"
     if not (columns.numeric or columns.categorical): return "no feature can be compared"
-    fewest = min((len(np.unique(numbers)) for pair in units for numbers in pair), default=FEWEST_UNITS)
-    return f"fewer than {FEWEST_UNITS} units or blocks hold the rows" if fewest < FEWEST_UNITS else ""
+    return too_few_units(units)
 
 # %% ../../nbs/drift/04_joint.ipynb #f8de6de5
 def _scores(old, new):
@@ -149,9 +148,8 @@ def combined( # noqa: PLR0913 - settings with defaults
         return pd.DataFrame(undetermined, index=COMBINED).assign(usual=usual), None
     old, new, units = _sampled(old, new, units, max_rows, seed)
     encoder, Z_old, Z_new = pooled_codes(columns, old, new)
-    ways = units or [copied_rows(Z_old, Z_new)]
     run = _Run(encoder, Z_old, Z_new, _scores(old, new), min_n, seed, shuffles, permutations, explain)
-    found = [run.tests(way) for way in ways]
+    found = [run.tests(way) for way in units or [None]]
     tables = [rows for rows, _ in found]
     largest = [max(of_test, key=_certainty) for of_test in zip(*tables, strict=True)]
     return pd.DataFrame(largest, index=COMBINED).assign(usual=usual), found[0][1]

@@ -39,7 +39,7 @@ def _sentence(card, feature, value, contribution):
 
 # %% ../../nbs/explanation/02_reasons.ipynb #f5af6ebe
 def _spoke_for(art, decision, contribution):
-    "Did a contribution speak for the decision? Of a predicted value every one counts"
+    "Did a contribution move the score towards the decision? Of a predicted value every one counts"
     if contribution == 0: return False
     return not art.task.decides or (contribution > 0) == bool(decision)
 

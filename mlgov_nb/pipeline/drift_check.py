@@ -167,7 +167,7 @@ def _plain(rows, columns, model):
 DATED, EARLIER, THERE = "a date", "a date before the reference's first", "a value"
 
 def _presence(column):
-    "Whether a row has a value, as a column of categories; a date before the reference's first is told apart"
+    "Whether a row has a value, as a column of categories; a date before the reference's first is a category of its own"
     if column.kind != "time": return Column("categorical", (THERE,), (column.present, 0, column.missing))
     earlier = column.counts[0] if column.low is not None else 0
     return Column("categorical", (DATED, EARLIER), (column.present - earlier, earlier, 0, column.missing))

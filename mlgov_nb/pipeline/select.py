@@ -55,7 +55,8 @@ def _promised(art, card, main, care):
     parts = []
     for stretch in np.unique(scores["stretch"]):
         rows = scores["stretch"] == stretch
-        found = quality(card.task, scores["target"][rows], scores["score"][rows], art.threshold, *care)
+        units = [numbers[rows] for key, numbers in scores.items() if key.startswith("unit_")]
+        found = quality(card.task, scores["target"][rows], scores["score"][rows], art.threshold, *care, units=units)
         parts.append(next(each for each in found if each.name == name))
     note = (f"on rows that came after those trained on, {len(parts)} times; on a random part of the same time it is "
             f"{number(main.value)}")

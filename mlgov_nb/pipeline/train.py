@@ -27,12 +27,13 @@ from .scope import pipeline_card
 from ..profile.build import profile, to_dict
 from ..profile.source import kinds_of
 from ..settings import ConfigError, Params
+from ..stats.units import units_of
 
 # %% ../../nbs/pipeline/02_train.ipynb #42542d19
 LIBRARIES = ["numpy", "pandas", "scikit-learn", "torch", "numba"]
 # What makes a model: the code that the stage `train` of dvc.yaml depends on
 SOURCES = ["settings.py", "files.py", "kernels.py", "task.py", "data", "model", "profile",
-           "pipeline/scope.py", "pipeline/train.py"]
+           "stats/units.py", "pipeline/scope.py", "pipeline/train.py"]
 
 # %% ../../nbs/pipeline/02_train.ipynb #b9608517
 def lineage(
@@ -157,10 +158,10 @@ def _in_time(params, name, recipe, card, train, reference):
         fitted = _fit(params, name, recipe, card, encoder, past)
         meta = dict(name=name, task=str(card.task), kind=fitted.kind, threshold=params.decision.threshold)
         score = Artifact(meta, fitted.arrays, encoder).score(later)
-        found.append((score, later[target].to_numpy(float), np.full(len(later), number)))
-    if not found: return None
-    return {key: np.concatenate(values) for key, values in
-            zip(("score", "target", "stretch"), zip(*found, strict=True), strict=True)}
+        units = units_of(later, [card.unit, card.block])
+        found.append(dict(score=score, target=later[target].to_numpy(float), stretch=np.full(len(later), number),
+                          **{f"unit_{way}": numbers for way, numbers in enumerate(units)}))
+    return {key: np.concatenate([each[key] for each in found]) for key in found[0]} if found else None
 
 # %% ../../nbs/pipeline/02_train.ipynb #3733e814
 def _inputs(root):

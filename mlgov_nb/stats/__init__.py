@@ -17,8 +17,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     ],
     "significance": ["adjust", "adjust_tables", "holm", "simes", "tail_p"],
     "units": [
-        "copied_rows", "COPIES", "deal_units", "design_effects", "dispersion", "dispersion_note", "FEWEST_UNITS",
-        "related_rows", "resample_units", "tie_units", "unit_numbers", "unit_totals", "units_of",
+        "copied_rows", "COPIES", "deal_units", "design_effects", "dispersion", "dispersion_note",
+        "related_rows", "resample_units", "tie_units", "too_few_units", "unit_numbers", "unit_totals", "units_of",
     ],
     "quality": [
         "auc", "average_precision", "binary_measures", "BOUNDED", "calibration_curve", "calibration_error",

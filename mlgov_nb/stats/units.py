@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COPIES', 'MOST_UNITS', 'FEWEST_UNITS', 'AT_ONCE', 'BLOCKS', 'GROUPED', 'unit_numbers', 'units_of', 'related_rows',
-           'copied_rows', 'tie_units', 'unit_totals', 'deal_units', 'resample_units', 'design_effects', 'dispersion',
-           'dispersion_note']
+           'copied_rows', 'tie_units', 'unit_totals', 'too_few_units', 'deal_units', 'resample_units', 'design_effects',
+           'dispersion', 'dispersion_note']
 
 # %% ../../nbs/stats/01a_units.ipynb #7124dd9a
 import numpy as np
@@ -99,6 +99,14 @@ def unit_totals(
 
 # %% ../../nbs/stats/01a_units.ipynb #db76f39d
 FEWEST_UNITS = 5   # in each window
+
+def too_few_units(
+    ways:list[tuple[np.ndarray, np.ndarray]], # For each way to belong together, the number of the unit of each row
+)->str: # '' where whole units can be dealt
+    "Why whole units cannot be dealt"
+    counts = [tuple(len(np.unique(numbers)) for numbers in pair) for pair in ways]
+    few = [pair for pair in counts if min(pair) < FEWEST_UNITS]
+    return f"fewer than {FEWEST_UNITS} units or blocks hold the rows ({few[0][0]:,} and {few[0][1]:,})" if few else ""
 
 # %% ../../nbs/stats/01a_units.ipynb #7bc176c8
 AT_ONCE = 2000    # simulated pairs of windows, for the memory's sake
