@@ -21,6 +21,7 @@ settings files kernels
 data
 stats
 html profile
+pictures
 model
 log
 drift fairness explanation performance

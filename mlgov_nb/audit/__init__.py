@@ -11,9 +11,9 @@ import lazy_loader
 # %% ../../nbs/audit/index.ipynb #4893a2fd
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "inputs": ["as_frame", "Inputs", "open_inputs", "write_measures"],
-    "pictures": ["plot_bars", "plot_heat", "plot_shares", "plot_shifts", "plot_trend", "use_style"],
+    "limits": ["course", "limit_rows", "limit_table"],
     "notebook": ["AuditFailed", "run_notebook"],
-    "page": ["refresh_index", "render"],
+    "page": ["opening", "refresh_index", "render", "verdict_block"],
     "card_content": [
         "candidate_frame", "candidate_table", "data_text", "group_frame", "group_table", "origin_table",
         "plot_limits", "plot_trade_off", "purpose_text", "read_audit_verdicts", "read_selection", "trade_off",

@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..data.card import Card
 from ..data.groups import plain_subject
+from ..fairness.summary import group_subjects, named_groups
 from ..html import legend_text, markdown_code, markdown_text
 from ..model.artifact import Artifact
 from ..settings import Limit
@@ -57,7 +58,7 @@ def candidate_table(
     of_gap = (frame.name == card.task.gap) & frame.subject.isin(list(card.protected))
     picked = frame[of_quality | of_gap]
     pairs = zip(picked.name, picked.subject, strict=True)
-    names = [name if subject == "all rows" else f"{name}, {subject}" for name, subject in pairs]
+    names = [words(name) if subject == "all rows" else f"{words(name)}, {subject}" for name, subject in pairs]
     return picked.assign(measure=names).pivot(index="candidate", columns="measure", values="value").round(3)
 
 # %% ../../nbs/audit/04_card_content.ipynb #df54050c
@@ -141,18 +142,22 @@ def group_frame(
 def group_table(
     groups:pd.DataFrame, # From `group_frame`
     attributes:list[str], # Whose groups are shown
+    by:str, # The measure by which the extremes of many groups are found
 )->pd.DataFrame: # Measures x groups, as texts; empty without groups
-    "Measures by group in words; groups of two attributes together are left out"
-    own = [subject.split("=")[0] in attributes and " & " not in subject for subject in groups.subject]
-    shown = groups.loc[own].astype(dict.fromkeys(("value", "low", "high"), float))
+    "Measures by group in words, without groups of two attributes together; of many groups the extremes"
+    on_reference, subjects = groups.assign(window="reference"), []
+    for attribute in attributes:
+        subjects += named_groups(on_reference, by, group_subjects(groups, attribute), "reference")
+    shown = groups[groups.subject.isin(subjects)].astype(dict.fromkeys(("value", "low", "high"), float))
     shown = shown.assign(measure=[words(name) for name in shown.name],
                          text=[_with_interval(row) for row in shown.itertuples()])
-    return shown.pivot(index="measure", columns="subject", values="text").fillna("?").rename(columns=plain_subject)
+    table = shown.pivot(index="measure", columns="subject", values="text")[subjects].fillna("")
+    return table.rename(columns=plain_subject).rename_axis(columns=None)
 
 # %% ../../nbs/audit/04_card_content.ipynb #61b7a3ef
 def _with_interval(row):
-    "A measure with its interval and its rows; a question mark for an unknown one"
-    if row.value != row.value: return f"?, n {int(row.n):,}"
+    "A measure with its interval and its rows"
+    if row.value != row.value: return f"too few, n {int(row.n):,}"
     return f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f}), n {int(row.n):,}"
 
 # %% ../../nbs/audit/04_card_content.ipynb #a278413e

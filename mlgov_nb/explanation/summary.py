@@ -109,7 +109,7 @@ def summary_text(
         ranking = _since_reference(_measure_of(frame, "attribution_ndcg", last))
         turned = markdown_text(flips[last].item())
         items += [f"- **Since the reference**, in {window}: {ranking}; features that flipped direction: {turned}."]
-    return "\n".join([*items, "- **Decided**: see the verdict above; it compares these figures with the policy."])
+    return "\n".join(items)
 
 # %% ../../nbs/explanation/03_summary.ipynb #3231f425
 def plot_feature(

@@ -16,6 +16,7 @@ import pandas as pd
 from ..data.groups import cross
 from ..data.split import Window
 from .estimate import Estimate, estimator_task
+from ..pictures import BESIDE, name_windows
 from ..stats.measures import Measure, Z95, change, measure, measures_of, ratio
 from ..stats.quality import BOUNDED
 from ..task import task_of
@@ -72,8 +73,8 @@ def plot_promises(
     x = [position[window] for window in truth.window]
     ax.plot(x, truth.truth, "D-", color="black", markersize=5, label="confirmed")
     if len(truth): ax.axhline(truth.unchanged.iloc[0], color="#5b6675", linewidth=1, linestyle=":", label="reference")
-    ax.set_xticks(range(len(windows)), windows)
-    ax.legend(fontsize=8)
+    name_windows(ax, windows)
+    ax.legend(**BESIDE)
 
 # %% ../../nbs/performance/03_track_record.ipynb #a2f9d8b4
 def _earlier(span, window):

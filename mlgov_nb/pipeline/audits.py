@@ -28,8 +28,8 @@ def audit_params(
                 out=scope(root, params).relative_to(root).as_posix(), candidates=candidates)
 
 # %% ../../nbs/pipeline/04_audits.ipynb #88c351c7
-SOURCES = ["settings.py", "files.py", "kernels.py", "task.py", "html.py", "data", "profile", "model", "stats",
-           "audit/inputs.py", "audit/notebook.py", "audit/pictures.py", "pipeline/scope.py", "pipeline/audits.py"]
+SOURCES = ["settings.py", "files.py", "kernels.py", "task.py", "html.py", "pictures.py", "data", "profile", "model",
+           "stats", "audit/inputs.py", "audit/notebook.py", "pipeline/scope.py", "pipeline/audits.py"]
 
 def audit_notebook(
     root:Path, # The project's top folder

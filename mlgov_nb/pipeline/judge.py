@@ -60,7 +60,8 @@ def judge_stage(
     harmful = _read(out/"harm.json") if name in WITH_HARM else None
     if harmful is not None: verdict["harm"] = harmful
     hidden = () if card.protected else (OF_GROUPS,)
-    render(out/f"{name}.ipynb", out/f"{name}.html", verdict, _facts(records, card), _footer(name, records), hidden)
+    render(out/f"{name}.ipynb", out/f"{name}.html", verdict, _facts(records, card), _footer(name, records), hidden,
+           records)
     write_json(out/f"{name}.verdict.json", verdict)
     refresh_index(Path(root)/"reports")
     return verdict

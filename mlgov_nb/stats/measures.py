@@ -245,6 +245,9 @@ def schema(
 # %% ../../nbs/stats/00_measures.ipynb #b4fdf9b6
 WORDS = {
     "auc": "AUC",
+    "brier": "Brier score",
+    "f1": "F1",
+    "mae": "MAE",
     "auc_in_time": "AUC on later rows",
     "auc_promised": "AUC to be expected of later rows",
     "r2_in_time": "R² on later rows",
@@ -347,6 +350,7 @@ def _in_digits(value, digits):
     "A number with so many decimals, or digits where it is very large or very small"
     if value == 0: return "0"
     if 1e-3 <= abs(value) < 1000: return f"{value:.{digits}f}".rstrip("0").rstrip(".")
+    if 1e-6 <= abs(value) < 1e-3: return np.format_float_positional(value, digits, fractional=False, trim="-")
     return f"{value:.{digits}g}"
 
 # %% ../../nbs/stats/00_measures.ipynb #66b15e05

@@ -11,8 +11,8 @@ import lazy_loader
 # %% ../../nbs/verdict/index.ipynb #2b505202
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "judge": [
-        "ABOUT_PEOPLE", "check", "check_limits", "level_of", "read_report", "read_verdicts", "release_verdict",
-        "run_checks", "worst",
+        "ABOUT_PEOPLE", "check", "check_limits", "level_of", "margin", "ORDER", "read_report", "read_verdicts",
+        "release_verdict", "run_checks", "WHOLE", "worst",
     ],
     "evidence": ["evidence_of", "policy_of"],
     "harm": ["level"],
