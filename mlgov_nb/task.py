@@ -30,6 +30,7 @@ class Task(str):
     everyday: str                    # the measure of how often, or how far, an answer is wrong
     gap: str                         # the measure that compares protected groups
     gap_when_equal: int              # its value where groups are treated alike: 1 of a ratio, 0 of a difference
+    trade_offs: tuple[str, ...]      # what is compared between groups beside quality: the gap first, then others
     group_figure: str                # the measure of one group that stands beside it
     mitigations: tuple[str, ...]     # methods that can make a model of this task fairer
 
@@ -94,6 +95,7 @@ class Binary(Task):
     everyday = "accuracy"
     gap = "selection_rate_ratio_all"
     gap_when_equal = 1
+    trade_offs = ("selection_rate_ratio_all", "calibration_gap_difference", "equalized_odds_difference")
     group_figure = "selection_rate_all"
     mitigations = ("parity_penalty", "reweighing", "exponentiated_gradient")
 
@@ -150,6 +152,7 @@ class Regression(Task):
     everyday = "mae"
     gap = "mean_prediction_difference"
     gap_when_equal = 0
+    trade_offs = ("mean_prediction_difference", "mean_error_difference", "mae_ratio")
     group_figure = "mean_prediction"
     mitigations = ("parity_penalty",)
 

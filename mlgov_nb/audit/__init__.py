@@ -15,8 +15,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "notebook": ["AuditFailed", "run_notebook"],
     "page": ["opening", "refresh_index", "render", "verdict_block"],
     "card_content": [
-        "candidate_frame", "candidate_table", "data_text", "group_frame", "group_table", "origin_table",
-        "plot_limits", "plot_trade_off", "purpose_text", "read_audit_verdicts", "read_selection", "trade_off",
-        "verdicts_text",
+        "candidate_frame", "candidate_table", "data_text", "gained_and_paid", "group_frame", "group_table",
+        "origin_table", "plot_limits", "plot_trade_off", "promise_of", "purpose_text", "read_audit_verdicts",
+        "read_selection", "trade_off", "verdicts_text",
     ],
 })

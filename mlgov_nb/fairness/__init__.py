@@ -15,9 +15,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "compare": ["compare_groups", "decide_groups", "difference_measures"],
     "score_gap": ["gap_parts"],
     "summary": [
-        "as_candidate", "candidate_costs", "equal_figures", "finish_comparison", "finish_groups", "finish_panel",
-        "finish_panels", "finish_trend", "gap_text", "group_measures", "group_subjects", "INK", "intervals",
-        "label_text", "largest_differences", "marked", "named_groups", "panel_grid", "plot_costs",
-        "plot_gap", "plot_others", "series_of", "trend_panels", "two_groups", "values_by_window", "window_table",
+        "as_candidate", "BIAS", "candidate_costs", "equal_figures", "FIGURES", "finish_comparison", "finish_groups",
+        "finish_panel", "finish_panels", "finish_trend", "gap_text", "group_measures", "group_subjects", "INK",
+        "intervals", "label_text", "largest_differences", "marked", "named_groups", "panel_grid", "panel_kind",
+        "plot_costs", "plot_gap", "plot_others", "series_of", "trend_panels", "two_groups", "values_by_window",
+        "window_table",
     ],
 })

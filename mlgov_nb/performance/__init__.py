@@ -20,8 +20,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "label_budget": ["next_labels", "sampled_quality"],
     "weak_segments": ["find_segments", "plot_segments", "segment_measures", "segment_table"],
     "concept_drift": ["alarm_measures", "decompose", "online_alarms", "plot_errors", "plot_parts"],
+    "promise": ["promised"],
     "summary": [
         "assumption_table", "find", "group_table", "headline", "in_time_order", "latest_labelled",
-        "plot_calibration", "plot_candidates", "plot_expected", "record_table", "row_errors", "TITLES",
+        "left_out_groups", "plot_calibration", "plot_candidates", "plot_expected", "record_table", "row_errors",
+        "TITLES",
     ],
 })

@@ -44,15 +44,20 @@ def headline(
     window:str, # The window's name
     measures:list[Measure], # Its measures
     base:Measure, # The main measure on the reference
+    promise:Measure, # From `promised`
 )->str: # Markdown
-    "What is known about a window, before and with labels"
+    "What was promised, and what is known about a window before and with labels"
     main = base.name
     expected, truth = find(measures, f"{main}_expected"), find(measures, main)
     title, promised, shown = main.upper(), in_words(expected, "95% "), in_words(truth, "95% ")
     labelled = markdown_text(find(measures, "label_selection").note)
     source = markdown_text(find(measures, "covariate_part", main).note)
     with_labels = labelled if truth.value is None else f"{title} {shown}; {labelled}"
-    return f"""In **{markdown_text(window)}**:
+    before = f"{words(promise.name)} {in_words(promise, '95% ')}, {promise.note}"
+    return f"""- **before release** {before}
+
+In **{markdown_text(window)}**:
+
 - **before labels** {title} {promised}, by {markdown_text(expected.note)}; it was {base.value:.3f} on the reference
 - **with labels** {with_labels}
 - **where it comes from**: {source}"""

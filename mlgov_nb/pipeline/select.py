@@ -8,7 +8,7 @@ __all__ = ['SOURCES', 'candidate_measures', 'choose', 'selected_by', 'selection_
 # %% ../../nbs/pipeline/03_select.ipynb #29125f21
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,45 +23,15 @@ from ..model.artifact import Artifact, add_document, load
 from ..model.contributions import explain, importance_shares, sample_rows
 from ..model.encoding import codes
 from ..model.outliers import fit_outliers, to_arrays
+from ..performance.promise import promised
 from .scope import made_by, pipeline_card, policy_limits, scope, write_plot
 from ..settings import Params
 from ..stats.leakage import leakage_measures
-from ..stats.measures import Measure, measure, measure_value, measures_of, number, rate, record, words
+from ..stats.measures import Measure, measure_value, measures_of, number, rate, record, words
 from ..stats.quality import quality
 from ..stats.units import units_of
 from ..verdict.evidence import evidence_of, policy_of
 from ..verdict.judge import check_limits, level_of, run_checks
-
-# %% ../../nbs/pipeline/03_select.ipynb #a56725a8
-def _together(parts, name, note):
-    "The mean of a measure over several stretches, weighted by their rows, with its interval"
-    known = [each for each in parts if each.value is not None and each.low is not None]
-    n = sum(each.n for each in known)
-    if not known: return measure(name, "all rows", None, 0, note=f"cannot tell: {note}")
-    weights = np.array([each.n for each in known]) / n
-    value = float(weights @ [each.value for each in known])
-    less, more = (float(np.hypot.reduce(weights * [abs(getattr(each, end) - each.value) for each in known]))
-                  for end in ("low", "high"))
-    return measure(name, "all rows", value, n, value - less, value + more, note)
-
-def _promised(art, card, main, care):
-    "The quality in time where there is a time, and the one that counts as the promise"
-    file, name = art.folder/"in_time.npz", main.name
-    if not file.is_file():
-        why = "with too few rows to look ahead" if card.time else "for there is no time"
-        note = f"on a random part of the rows, {why}"
-        return [replace(main, name=f"{name}_promised", note=note)]
-    with np.load(file, allow_pickle=False) as stored: scores = {key: stored[key] for key in stored.files}
-    parts = []
-    for stretch in np.unique(scores["stretch"]):
-        rows = scores["stretch"] == stretch
-        units = [numbers[rows] for key, numbers in scores.items() if key.startswith("unit_")]
-        found = quality(card.task, scores["target"][rows], scores["score"][rows], art.threshold, *care, units=units)
-        parts.append(next(each for each in found if each.name == name))
-    note = (f"on rows that came after those trained on, {len(parts)} times; on a random part of the same time it is "
-            f"{number(main.value)}")
-    in_time = _together(parts, f"{name}_in_time", note)
-    return [in_time, replace(in_time, name=f"{name}_promised")]
 
 # %% ../../nbs/pipeline/03_select.ipynb #8c691b07
 def candidate_measures(
@@ -79,7 +49,7 @@ def candidate_measures(
     of_groups = fairness_measures(ref, attributes, card.task, labels, score, art.threshold, *care, card.privileged,
                                   units)
     main = next(each for each in of_all if each.name == card.task.quality[0])
-    return [*of_all, *_promised(art, card, main, care), *of_groups]
+    return [*of_all, *promised(art, card, main, care), *of_groups]
 
 # %% ../../nbs/pipeline/03_select.ipynb #3f9c15fe
 @dataclass(frozen=True)
@@ -175,7 +145,7 @@ def _all_checks(candidates):
 
 # %% ../../nbs/pipeline/03_select.ipynb #b0a3bcf5
 SOURCES = ["settings.py", "files.py", "kernels.py", "task.py", "data", "model", "stats", "fairness", "verdict",
-           "pipeline/scope.py", "pipeline/select.py"]
+           "performance/promise.py", "pipeline/scope.py", "pipeline/select.py"]
 
 def selected_by(
     params:Params, # The project's parameters

@@ -330,7 +330,7 @@ KNOWN = dict(           # where limits stand: what is measured there
     fairness=frozenset([*_OF_CANDIDATES, *(f"{name}_gap" for name in _RATES)]),
     explanation=frozenset(_OF_EXPLANATION),
     performance=frozenset([*(f"{name}{kind}" for name in _QUALITY for kind in ("", "_estimate", "_expected")),
-                           *_OF_TODAY, *_OF_PERFORMANCE]),
+                           *_OF_TODAY, *_OF_PERFORMANCE, *_LATER]),
 )
 
 # %% ../../nbs/stats/00_measures.ipynb #d8feb3a7
