@@ -85,7 +85,8 @@ def ndcg(
 def _changes(features, before, after, units):
     "Change of each feature's mean |SHAP|, with a normal interval"
     n, change = len(after), after.mean(0) - before.mean(0)
-    effects = [np.array([_effect(column, own) for column in size.T]) for size, own in zip((before, after), units, strict=True)]
+    sides = zip((before, after), units, strict=True)
+    effects = [np.array([_effect(column, own) for column in size.T]) for size, own in sides]
     error = np.sqrt(before.var(0, ddof=1) / len(before) * effects[0] + after.var(0, ddof=1) / n * effects[1])
     low, high = change - Z95 * error, change + Z95 * error
     names = map(subject_name, features)
