@@ -150,9 +150,19 @@ def _figure(frame, candidate, name, subject):
 def _two(frame, pair, name, subject):
     "A measure of the champion, and of the candidate that it is compared with"
     now, before = (_figure(frame, candidate, name, subject) for candidate in pair)
-    return f"{now} (without {before})"
+    return f"{now} (instead of {before})"
 
 # %% ../../nbs/audit/04_card_content.ipynb #4ecdd4b9
+def _other_groups(frame, pair, attribute, task):
+    "What became of an attribute of which parity is not asked: its gap, and its lowest group"
+    own = frame[(frame.candidate == pair[0]) & (frame.name == task.group_figure)].dropna(subset="value")
+    own = own[own.subject.isin(group_subjects(frame, attribute))].astype({"value": float})
+    if own.empty: return f"Parity of {attribute} is not asked, and its groups are too small to be rated."
+    lowest = own.loc[own.value.idxmin(), "subject"]
+    return (f"Parity of {attribute} is not asked: {words(task.gap)} is {_two(frame, pair, task.gap, attribute)}, and "
+            f"{words(task.group_figure)} is lowest for {plain_subject(lowest.split('=', 1)[1])}, "
+            f"{_two(frame, pair, task.group_figure, lowest)}.")
+
 def _best_plain(frame, plain, task):
     "The best candidate without mitigation; None where there is none"
     found = frame[frame.candidate.isin(plain) & (frame.name == promise_of(task)) & (frame.subject == "all rows")]
@@ -165,7 +175,7 @@ def gained_and_paid(
     card:Card, # The dataset card
     champion:str, # Its name
     plain:list[str], # The candidates without mitigation
-)->list[str]: # Three sentences: gained, paid by everybody, paid by groups; one where there is nothing to compare
+)->list[str]: # Gained, paid by everybody, paid by groups, other attributes; one sentence without a comparison
     "What the champion's mitigation changed"
     attribute, best = gap_attribute(card), _best_plain(frame, plain, card.task)
     if champion in plain: return ["The champion has no mitigation, so nothing was traded."]
@@ -182,6 +192,7 @@ def gained_and_paid(
         f"{_two(frame, pair, task.gap, attribute)}; {words(task.group_figure)}: {of_groups(task.group_figure)}.",
         f"Paid by everybody: {words(promise_of(task))} is {_two(frame, pair, promise_of(task), 'all rows')}.",
         f"Paid by groups: {meaning} (above zero: overestimated): {of_groups(bias)}; {paid}.",
+        *(_other_groups(frame, pair, each, task) for each in card.protected if each not in card.parity),
     ]
 
 # %% ../../nbs/audit/04_card_content.ipynb #8d143dca

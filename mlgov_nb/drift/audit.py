@@ -119,13 +119,13 @@ def usual_rows(
     return fit_outliers(encoder, codes(encoder, reference), settings.outlier_rate, seed)
 
 # %% ../../nbs/drift/06_audit.ipynb #b3e7b968
-def _outlier_share(outliers, reference, now, settings):
+def _outlier_share(outliers, reference, now, settings, units):
     "The share of outliers in a window; unknown where the reference has too few rows"
     from mlgov_nb.drift.odd_rows import outlier_measures
     from mlgov_nb.model.encoding import codes
     if outliers is None or len(reference) < settings.min_n:
         return outlier_measures(None, np.empty((len(now), 0)), settings.min_n)
-    return outlier_measures(outliers, codes(outliers.encoder, now), settings.min_n)
+    return outlier_measures(outliers, codes(outliers.encoder, now), settings.min_n, units)
 
 # %% ../../nbs/drift/06_audit.ipynb #bb403834
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ def audit_drift(
     if reference is not None:
         outliers = usual_rows(reference, columns, settings, seed)
         for name, comparison in comparisons.items():
-            measures[name] += _outlier_share(outliers, reference, comparison.rows.now, settings)
+            units = [now for _, now in _ways(comparison.rows, columns)]
+            measures[name] += _outlier_share(outliers, reference, comparison.rows.now, settings, units)
     details = {name: found for name, (_, found) in tests.items()}
     return DriftAudit(tables, details, measures, outliers)
 

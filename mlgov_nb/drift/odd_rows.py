@@ -12,17 +12,20 @@ import pandas as pd
 from ..model.encoding import codes, shown
 from ..model.outliers import Outliers
 from ..stats.measures import Measure, measure, rate
+from ..stats.units import design_effects
 
-# %% ../../nbs/drift/05_odd_rows.ipynb #8cf23397
+# %% ../../nbs/drift/05_odd_rows.ipynb #15c5b973
 def outlier_measures(
     o:Outliers|None, # From `fit_outliers`; None where the reference is too small for it
     Z:np.ndarray, # Codes of a window
     min_n:int=30, # Fewer rows: no number
+    units:list[np.ndarray]=(), # Number of the unit of each row, for each way in which rows belong together
 )->list[Measure]: # The share of outliers
     "Share of unusual rows, with Wilson's interval; None where the reference was too small to set the threshold"
     if o is None or not np.isfinite(o.cut): return [measure("outlier_share", "all rows", None, len(Z))]
-    unusual = int((o.score(Z) > o.cut).sum())
-    return [rate("outlier_share", "all rows", unusual, len(Z), min_n)]
+    unusual = o.score(Z) > o.cut
+    effect = float(design_effects(np.zeros(len(Z), int), unusual, list(units))[0]) if len(Z) > 1 else 1.0
+    return [rate("outlier_share", "all rows", int(unusual.sum()), len(Z), min_n, effect)]
 
 # %% ../../nbs/drift/05_odd_rows.ipynb #878cefad
 def worst_rows(

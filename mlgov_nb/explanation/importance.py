@@ -12,7 +12,8 @@ from ..data.groups import subject_name
 from ..model.artifact import Artifact
 from ..model.contributions import Explanation
 from ..model.encoding import Encoder
-from ..stats.measures import Z95, Measure, mean, measure, percentiles
+from ..stats.measures import Z95, Measure, mean, measure, percentiles, widened
+from ..stats.units import design_effects, resample_units
 
 # %% ../../nbs/explanation/00_importance.ipynb #1bed7d01
 def _largest_share(ex, min_n):
@@ -25,14 +26,23 @@ def _largest_share(ex, min_n):
     share = size[:, top].mean() / total if len(size) >= min_n else None
     return measure("importance_share_max", subject_name(ex.features[top]), share, len(size))
 
-# %% ../../nbs/explanation/00_importance.ipynb #24cb4830
+# %% ../../nbs/explanation/00_importance.ipynb #29dd2b27
+def _effect(values, units):
+    "How many rows tell as much as one independent row of these"
+    if not len(units) or len(values) < 2: return 1.0
+    return float(design_effects(np.zeros(len(values), int), values, list(units))[0])
+
+# %% ../../nbs/explanation/00_importance.ipynb #dd26ed4f
 def importance(
     ex:Explanation, # Of one window
     min_n:int=2, # With fewer rows only the additivity error is stated
+    units:list[np.ndarray]=(), # Number of the unit of each row, for each way in which rows belong together
 )->list[Measure]: # Measures per feature, largest share, additivity error
     "Mean |SHAP| per feature, the largest feature's share, and the additivity error"
-    size = np.abs(ex.values)
-    means = [mean("mean_abs_shap", subject_name(name), size[:, j], min_n) for j, name in enumerate(ex.features)]
+    size, means = np.abs(ex.values), []
+    for j, name in enumerate(ex.features):
+        single = mean("mean_abs_shap", subject_name(name), size[:, j], min_n)
+        means.append(widened(single, _effect(size[:, j], units), 0.0))
     error = measure("additivity_error", "all rows", ex.error if len(size) else None, len(size))
     return [*means, _largest_share(ex, min_n), error]
 
@@ -71,29 +81,34 @@ def ndcg(
     with np.errstate(all="ignore"):
         return gain / (-np.sort(-then, axis=-1) @ weight)
 
-# %% ../../nbs/explanation/00_importance.ipynb #364c2757
-def _changes(features, before, after):
+# %% ../../nbs/explanation/00_importance.ipynb #08509b4a
+def _changes(features, before, after, units):
     "Change of each feature's mean |SHAP|, with a normal interval"
-    n = len(after)
-    change = after.mean(0) - before.mean(0)
-    error = np.sqrt(before.var(0, ddof=1) / len(before) + after.var(0, ddof=1) / n)
+    n, change = len(after), after.mean(0) - before.mean(0)
+    sides = zip((before, after), units, strict=True)
+    effects = [np.array([_effect(column, own) for column in size.T]) for size, own in sides]
+    error = np.sqrt(before.var(0, ddof=1) / len(before) * effects[0] + after.var(0, ddof=1) / n * effects[1])
     low, high = change - Z95 * error, change + Z95 * error
     names = map(subject_name, features)
     return [measure("mean_abs_shap_change", name, change[j], n, low[j], high[j]) for j, name in enumerate(names)]
 
-# %% ../../nbs/explanation/00_importance.ipynb #4ef1b834
-def _redrawn_means(size, draws, rng):
-    "Mean |SHAP| per feature of redrawn rows: draws x features"
+# %% ../../nbs/explanation/00_importance.ipynb #1a144588
+def _redrawn_means(size, draws, rng, units=()):
+    "Mean |SHAP| per feature of redrawn rows, or units: draws x features"
     n = len(size)
-    return rng.multinomial(n, np.full(n, 1 / n), size=draws) @ size / n
+    if not len(units): return rng.multinomial(n, np.full(n, 1 / n), size=draws) @ size / n
+    unit = np.unique(units[-1], return_inverse=True)[1]
+    totals = np.stack([np.bincount(unit, weights=column) for column in np.c_[np.ones(n), size].T], axis=1)
+    redrawn = resample_units(totals, draws, rng)
+    return redrawn[:, 1:] / redrawn[:, :1]
 
 # %% ../../nbs/explanation/00_importance.ipynb #6dab7d1a
-def _ranking(before, after, draws, seed):
+def _ranking(before, after, draws, seed, units):
     "NDCG of the window's ranking, with its interval; unknown when the reference has no contributions"
     n = len(after)
     if not before.any(): return measure("attribution_ndcg", "features", None, n)
     rng = np.random.default_rng(seed)
-    redrawn = [_redrawn_means(size, draws, rng) for size in (before, after)]
+    redrawn = [_redrawn_means(size, draws, rng, own) for size, own in zip((before, after), units, strict=True)]
     value = float(ndcg(before.mean(0), after.mean(0)))
     return measure("attribution_ndcg", "features", value, n, *percentiles(ndcg(*redrawn), value))
 
@@ -104,47 +119,52 @@ def attribution_drift(
     draws:int=2000, # Redraws behind the interval of NDCG
     seed:int=0, # For the redraws
     min_n:int=2, # With fewer rows on either side nothing is stated
+    units:tuple[list[np.ndarray], list[np.ndarray]]=((), ()), # As in `importance`, of the reference and the window
 )->list[Measure]: # `mean_abs_shap_change` per feature, `attribution_ndcg`
     "Change of mean |SHAP| per feature and of its ranking, with intervals"
     before, after = np.abs(ref.values), np.abs(now.values)
     n = len(after)
     if min(len(before), n) >= max(min_n, 2):
-        return [*_changes(ref.features, before, after), _ranking(before, after, draws, seed)]
+        return [*_changes(ref.features, before, after, units), _ranking(before, after, draws, seed, units)]
     unknown = [measure("mean_abs_shap_change", subject_name(name), None, n) for name in ref.features]
     return [*unknown, measure("attribution_ndcg", "features", None, n)]
 
-# %% ../../nbs/explanation/00_importance.ipynb #f1101f67
-def _number_direction(x, values, min_n):
+# %% ../../nbs/explanation/00_importance.ipynb #364b5726
+def _number_direction(x, values, min_n, units=()):
     "+1, -1, or 0 where the sign of the correlation is uncertain"
     present = ~np.isnan(x)
     n = present.sum()
     x, values = x[present], values[present]
     if n < min_n or not np.ptp(x) > 0 or not np.ptp(values) > 0: return 0
     correlation = np.corrcoef(x, values)[0, 1]
+    together = (x - x.mean()) * (values - values.mean())
+    independent = n / _effect(together, [unit[present] for unit in units])
     strength = abs(np.arctanh(np.clip(correlation, -0.999999, 0.999999)))
-    return int(np.sign(correlation)) if strength > Z95 / np.sqrt(max(n - 3, 1)) else 0
+    return int(np.sign(correlation)) if strength > Z95 / np.sqrt(max(independent - 3, 1)) else 0
 
-# %% ../../nbs/explanation/00_importance.ipynb #16395d17
-def _category_direction(values, min_n):
+# %% ../../nbs/explanation/00_importance.ipynb #b7542141
+def _category_direction(values, min_n, units=()):
     "+1, -1, or 0 where the sign of the mean contribution is uncertain"
     if len(values) < min_n: return 0
-    certain = abs(values.mean()) > Z95 * values.std(ddof=1) / np.sqrt(len(values))
-    return int(np.sign(values.mean())) if certain else 0
+    error = values.std(ddof=1) * np.sqrt(_effect(values, units) / len(values))
+    return int(np.sign(values.mean())) if abs(values.mean()) > Z95 * error else 0
 
 # %% ../../nbs/explanation/00_importance.ipynb #f2f26665
 def directions(
     ex:Explanation, # Rows of one window
     enc:Encoder, # The artifact's encoder
     min_n:int=30, # A category with fewer rows has no direction
+    units:list[np.ndarray]=(), # Number of the unit of each row, for each way in which rows belong together
 )->dict[str, int]: # Feature, or 'feature=category': +1 raises the score, -1 lowers it, 0 is uncertain
     "Which way each value pushes the score, where that is certain"
     out = {}
     for j, name in enumerate(enc.numeric):
-        out[name] = _number_direction(ex.codes[:, j], ex.values[:, j], min_n)
+        out[name] = _number_direction(ex.codes[:, j], ex.values[:, j], min_n, units)
     for j, (name, levels) in enumerate(enc.categories.items(), len(enc.numeric)):
         for code, level in enumerate(levels):
             has_level = ex.codes[:, j] == code
-            out[f"{name}={level}"] = _category_direction(ex.values[has_level, j], min_n)
+            own = [unit[has_level] for unit in units]
+            out[f"{name}={level}"] = _category_direction(ex.values[has_level, j], min_n, own)
     return out
 
 # %% ../../nbs/explanation/00_importance.ipynb #5ab1ed87

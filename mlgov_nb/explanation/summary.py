@@ -30,14 +30,15 @@ def explanation_measures(
     explanations:dict[str, Explanation], # Window: its explanation; 'reference' among them
     settings:AuditSettings, # How carefully to measure
     seed:int, # For the redraws
+    units:dict[str, list[np.ndarray]]|None=None, # Window: the unit of each row, for each way to belong together
 )->dict[str, list[Measure]]: # Window: measures
     "Importance of each window and, against the reference, attribution drift"
-    reference = explanations["reference"]
-    measures = {}
+    reference, measures, units = explanations["reference"], {}, units or {}
     for window, ex in explanations.items():
-        measures[window] = importance(ex, settings.min_n)
+        sides = units.get("reference", ()), units.get(window, ())
+        measures[window] = importance(ex, settings.min_n, sides[1])
         if window == "reference": continue
-        measures[window] += attribution_drift(reference, ex, settings.resamples, seed, settings.min_n)
+        measures[window] += attribution_drift(reference, ex, settings.resamples, seed, settings.min_n, sides)
     return measures
 
 # %% ../../nbs/explanation/03_summary.ipynb #81a61817

@@ -344,7 +344,8 @@ def _first_look(sides, profiles, kinds, how):
         if COPIES <= copies <= 0.5:
             notes.append(f"{side}: {copies:.1%} of its first {len(rows):,} rows are exact copies of others, which "
                          "makes p-values too small; --full counts copies as one row")
-        if note := dispersion_note(row_dispersion(found, rows, names)): notes.append(f"{side}: {note}")
+        note = dispersion_note(row_dispersion(found, rows, names))
+        if note: notes.append(f"{side}: in its first {len(rows):,} rows, {note}")
     return notes
 
 # %% ../../nbs/pipeline/09_drift_check.ipynb #34a645ea

@@ -24,6 +24,7 @@ from ..performance.estimate import Learned, estimate, learn
 from ..performance.label_budget import next_labels, sampled_quality
 from ..settings import MlgovError, Params
 from ..stats.measures import Z95
+from ..stats.units import units_of
 
 # %% ../../nbs/pipeline/10_label_requests.ipynb #5478cc56
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Question:
     rows: pd.DataFrame
     score: np.ndarray
     known: int              # rows of the file that have a label already
+
+    @property
+    def unit(self)->np.ndarray|None:
+        "Number of the unit of each row; None where the card names none"
+        return next(iter(units_of(self.rows, [self.card.unit])), None)
 
 # %% ../../nbs/pipeline/10_label_requests.ipynb #b3c46279
 def question(
@@ -80,7 +86,7 @@ def ask(
     unknown = [name for name in columns if name not in q.rows]
     if unknown:
         raise MlgovError(f"--by {unknown[0]}: no such column; there are {', '.join(map(str, q.rows.columns))}")
-    chosen = next_labels(q.learned, q.rows, q.score, budget, columns, q.card.id)
+    chosen = next_labels(q.learned, q.rows, q.score, budget, columns, q.card.id, unit=q.unit)
     to_fill_in = with_columns(chosen, {q.card.target.name: ""}).map(spreadsheet_text)
     write_atomic(out, to_fill_in.to_csv(index=False, float_format="%.10g"))
     return chosen
@@ -94,7 +100,7 @@ def answer(
 )->pd.DataFrame: # Per measure: with the labels, and what was expected without them
     "What the filled-in labels say about all rows without a label"
     drawn = _filled_in(q.card, sample, q.rows)
-    sampled = sampled_quality(q.learned, q.rows, q.score, drawn, threshold, value, id=q.card.id)
+    sampled = sampled_quality(q.learned, q.rows, q.score, drawn, threshold, value, id=q.card.id, unit=q.unit)
     measured = {found.name.removesuffix("_sampled"): found for found in sampled}
     unlabelled, method = replace(q.learned, labelled=None), q.learned.names[0]
     expected = estimate(unlabelled, q.rows, q.score, threshold, value, names=[method])[0].values

@@ -101,8 +101,8 @@ def _headline(best, top):
     if best is None:
         return ("No candidate is within the pre-release limits: nothing is packaged. "
                 f"The audits examine {top.name}, the best of those refused")
-    checks = "; ".join(check["sentence"] for check in best.checks)
-    return f"{best.name} is the champion ({words(best.by)} {number(best.rank)}): {checks}"
+    doubts = "; ".join(check["sentence"] for check in best.checks if check["verdict"] != "pass")
+    return f"{best.name} is the champion ({words(best.by)} {number(best.rank)}): {doubts or 'within every limit'}"
 
 # %% ../../nbs/pipeline/03_select.ipynb #4d41200c
 def _refused(candidate):
