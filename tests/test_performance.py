@@ -136,7 +136,9 @@ def test_the_committed_report_leads_with_harm():
     "The default data and policy: drift everywhere, and none of it is known to hurt the champion"
     harm = json.loads((ROOT/"reports/gss_wages/harm.json").read_text())
     verdicts = [window["verdict"] for window in harm["windows"]]
-    assert verdicts.count("harmless") >= 5 and "harmful" not in verdicts and harm["verdict"] == "harmless"
+    assert verdicts.count("harmless") >= 3 and "harmful" not in verdicts and harm["verdict"] == "harmless"
+    unsure = [window["sentence"] for window in harm["windows"] if window["verdict"] == "cannot tell"]
+    assert all("labels would tell" in sentence for sentence in unsure)
     assert "expected AUC" in harm["sentence"] and "confirmed" in harm["sentence"]
     records = json.loads((ROOT/"reports/gss_wages/performance.json").read_text())
     windows = {record["window"]["name"]: by_name(record["measures"]) for record in records}

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.card import Card
+from ..data.groups import plain_subject
 from ..data.read import read_rows
 from ..data.split import describe
 from ..fairness.rates import fairness_measures
@@ -31,7 +32,7 @@ from ..stats.measures import Measure, measure_value, measures_of, number, rate, 
 from ..stats.quality import quality
 from ..stats.units import units_of
 from ..verdict.evidence import evidence_of, policy_of
-from ..verdict.judge import check_limits, level_of, run_checks
+from ..verdict.judge import WHOLE, check_limits, level_of, run_checks
 
 # %% ../../nbs/pipeline/03_select.ipynb #8c691b07
 def candidate_measures(
@@ -68,6 +69,12 @@ class _Candidate:
     def rank(self): return -np.inf if self.measured is None else self.measured
 
     @property
+    def rank_words(self):
+        "What it is ranked by, with as many digits as show on which side of its limit it is"
+        bound = next((check["bound"] for check in self.checks if check["measure"] == self.by), "")
+        return f"{words(self.by)} {number(self.measured, bound)}"
+
+    @property
     def passed(self): return self.level in ("pass", "warn")
 
     @property
@@ -93,7 +100,7 @@ def _why_not(candidate, best):
     "Why a candidate was not chosen, in a sentence"
     if candidate.passed: return _not_the_best(candidate, best)
     faults = "; ".join(check["sentence"] for check in candidate.broken)
-    return f"{candidate.name} ({words(candidate.by)} {number(candidate.measured)}) is refused: {faults}"
+    return f"{candidate.name} ({candidate.rank_words}) is refused: {faults}"
 
 # %% ../../nbs/pipeline/03_select.ipynb #b17b0791
 def _headline(best, top):
@@ -102,16 +109,22 @@ def _headline(best, top):
         return ("No candidate is within the pre-release limits: nothing is packaged. "
                 f"The audits examine {top.name}, the best of those refused")
     doubts = "; ".join(check["sentence"] for check in best.checks if check["verdict"] != "pass")
-    return f"{best.name} is the champion ({words(best.by)} {number(best.rank)}): {doubts or 'within every limit'}"
+    return f"{best.name} is the champion ({best.rank_words}): {doubts or 'within every limit'}"
 
-# %% ../../nbs/pipeline/03_select.ipynb #4d41200c
-def _refused(candidate):
-    "A refused candidate with its faults, short"
-    faults = []
-    for check in candidate.broken:
-        value = f"{number(check['value'], check['bound'])}, limit {check['bound']}"
-        faults.append(f"{words(check['measure'])} of {check['subject']} {value}")
-    return f"{candidate.name} ({words(candidate.by)} {number(candidate.rank)}; {', '.join(faults)})"
+# %% ../../nbs/pipeline/03_select.ipynb #d19015e0
+def _refused(candidates):
+    "Who was refused by which limit: a clause for each measure and attribute, with the value of each candidate"
+    found = {}
+    for candidate in candidates:
+        for check in candidate.broken:
+            value = "cannot tell" if check["value"] is None else number(check["value"], check["bound"])
+            clause = check["measure"], check["subject"], check["bound"]
+            found.setdefault(clause, []).append(f"{candidate.name} {value}")
+    clauses = []
+    for (name, subject, bound), values in found.items():
+        what = words(name) if subject in WHOLE else f"{words(name)}, {plain_subject(subject)}"
+        clauses.append(f"{what} (limit {bound}): {', '.join(values)}")
+    return "; ".join(clauses)
 
 # %% ../../nbs/pipeline/03_select.ipynb #3c6e6fdf
 def _refusal(candidates):
@@ -132,8 +145,8 @@ def choose(
     best = next((candidate for candidate in ranked if candidate.passed), None)
     top, others = best or ranked[0], [candidate for candidate in ranked if candidate is not best]
     head, reasons = _headline(best, top), [_why_not(candidate, best) for candidate in others]
-    refused = ", ".join(_refused(candidate) for candidate in others if candidate.broken)
-    line = f"{head}. Refused: {refused}." if refused else f"{head}."
+    refused = _refused(others)
+    line = f"{head}. Refused by {refused}." if refused else f"{head}."
     return dict(audit="select", model=top.record["model"], verdict=best.level if best else _refusal(ranked), line=line,
                 reasons=[head, *reasons], context=reasons, checks=_all_checks(ranked))
 
