@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT
 
 from mlgov_nb.audit.notebook import run_notebook
+from mlgov_nb.data.card import load_card
+from mlgov_nb.data.prepare import read_prepared
 from mlgov_nb.model.artifact import Fitted, card_of, load, parity_rows, save
 
 MODEL = ROOT/"data/sample/model"
@@ -155,3 +157,16 @@ def test_explain_in_the_terminal(project):
     shutil.copytree(project.root/sample, project.root/"bad")
     (project.root/"bad/card.json").write_text("{}")
     project.refuses(f"mlgov explain bad {window} --row 1", "card.json is changed")
+
+
+@pytest.mark.parametrize("name", ["gss_wages", "acs_employment"])
+def test_what_follows_from_a_fixed_feature_is_not_called_actionable(name):
+    "Nobody can raise the prestige of an occupation and keep the occupation"
+    card = load_card(ROOT/f"data/raw/{name}.yaml")
+    rows = read_prepared(ROOT/f"data/raw/{name}.parquet", card).rows
+    assert card.actionable
+    for feature in card.actionable:
+        for fixed in set(card.features) - set(card.actionable):
+            known = rows[[feature, fixed]].dropna()
+            told = known.groupby(fixed)[feature].agg(lambda values: values.value_counts().iloc[0]).sum()
+            assert told < 0.9 * len(known), f"{feature} follows from {fixed}"
