@@ -40,7 +40,7 @@ def _sentence(card, feature, value, contribution):
     return getattr(phrases, way).replace("{value}", value)
 
 # %% ../../nbs/explanation/02_reasons.ipynb #f5af6ebe
-def _spoke_for(art, decision, contribution):
+def _counts_for(art, decision, contribution):
     "Did a contribution move the score towards the decision? Of a predicted value every one counts"
     if contribution == 0: return False
     return not art.task.decides or (contribution > 0) == bool(decision)
@@ -53,9 +53,9 @@ def reasons(
     top:int=4, # At most so many (US Regulation B names up to four)
     order:list[dict]|None=None, # From `ranked`, where it is known already
 )->list[dict]: # feature, value, contribution, in_score, text, flag; largest first; may be empty
-    "The largest contributions that spoke for one row's decision, as sentences"
+    "The largest contributions that count for one row's decision, as sentences"
     decision = art.decide(ex.score[i:i + 1])[0] if art.task.decides else None
-    own = [row for row in order or ranked(ex, art.encoder, i) if _spoke_for(art, decision, row["contribution"])]
+    own = [row for row in order or ranked(ex, art.encoder, i) if _counts_for(art, decision, row["contribution"])]
     return [dict(row, text=_sentence(card, row["feature"], row["value"], row["contribution"]),
                  flag=flag(card, row["feature"])) for row in own[:top]]
 
