@@ -10,6 +10,10 @@ import pytest
 from conftest import ROOT
 
 from mlgov_nb.audit.notebook import run_notebook
+from mlgov_nb.cli.audits import _print_changes, _print_reasons, _print_score
+from mlgov_nb.data.card import load_card
+from mlgov_nb.data.prepare import read_prepared
+from mlgov_nb.explanation.reasons import explain_row
 from mlgov_nb.model.artifact import Fitted, card_of, load, parity_rows, save
 
 MODEL = ROOT/"data/sample/model"
@@ -155,3 +159,60 @@ def test_explain_in_the_terminal(project):
     shutil.copytree(project.root/sample, project.root/"bad")
     (project.root/"bad/card.json").write_text("{}")
     project.refuses(f"mlgov explain bad {window} --row 1", "card.json is changed")
+
+
+@pytest.mark.parametrize("name", ["gss_wages", "acs_employment"])
+def test_what_follows_from_a_fixed_feature_is_not_called_actionable(name):
+    "Nobody can raise the prestige of an occupation and keep the occupation"
+    card = load_card(ROOT/f"data/raw/{name}.yaml")
+    rows = read_prepared(ROOT/f"data/raw/{name}.parquet", card).rows
+    assert card.actionable
+    for feature in card.actionable:
+        for fixed in set(card.features) - set(card.actionable):
+            known = rows[[feature, fixed]].dropna()
+            told = known.groupby(fixed)[feature].agg(lambda values: values.value_counts().iloc[0]).sum()
+            assert told < 0.9 * len(known), f"{feature} follows from {fixed}"
+
+
+def explained(tmp_path, **values):
+    "How the sample model explains a row of the sample with other values"
+    rows = pd.read_parquet(ROOT/"data/sample/2014-18.parquet").head(1).assign(**values)
+    rows.to_csv(tmp_path/"rows.csv", index=False)
+    return explain_row(MODEL, tmp_path/"rows.csv", str(rows.id[0]), changes=True)
+
+
+@pytest.mark.parametrize("values, warnings", [
+    (dict(age=-5.0), ["age: -5 is outside the range of training, 18 to 89"]),
+    (dict(age=150.0, educcat="PhD"), ["age: 150 is outside the range of training, 18 to 89",
+                                      "educcat: 'PhD' was never seen in training; scored as missing"]),
+    (dict(age=np.nan, educcat=None), []),
+])
+def test_what_training_never_saw_is_told_with_the_explanation(tmp_path, capsys, values, warnings):
+    found = explained(tmp_path, **values)
+    assert found["warnings"] == warnings
+    _print_score(found)
+    assert capsys.readouterr().out.splitlines()[1:1 + len(warnings)] == warnings
+
+
+def test_the_digits_of_a_score_show_on_which_side_of_the_threshold_it_is(tmp_path, capsys):
+    found = explained(tmp_path)
+    found["counterfactuals"] = [dict(changes={"age": ("40", "39")}, score=0.4999996, distance=0.1)]
+    _print_score(found | dict(score=0.4999996, decision=0))
+    _print_changes(found)
+    page = capsys.readouterr().out
+    assert "score 0.4999996, decision 0 (1 from a score of 0.5)" in page
+    assert "age: 40 → 39 (score 0.4999996)" in page
+
+
+@pytest.mark.parametrize("flags, meanings", [
+    ([""], []),
+    (["", "is a proxy for gender", "is a proxy for gender"], ["[is a proxy for]: "]),
+    (["protected attribute: age_band", "is a proxy for gender"], ["[protected attribute]: ", "[is a proxy for]: "]),
+])
+def test_what_a_flag_means_is_said_once(capsys, flags, meanings):
+    reasons = [dict(in_score=0.1, text="at this age", flag=flag) for flag in flags]
+    _print_reasons(dict(decision=1, reasons=reasons))
+    page = capsys.readouterr().out
+    assert page.count("the same for everyone") == bool(meanings)
+    for meaning in ("[protected attribute]: ", "[is a proxy for]: "):
+        assert page.count(meaning) == (meaning in meanings)

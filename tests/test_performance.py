@@ -57,7 +57,7 @@ def test_labels_from_a_file_confirm_it(clone, live):
     assert truth["n"] == labels and estimate["low"] <= truth["value"] <= estimate["high"]
     confirmed = f"confirmed {truth['value']:.3f}".rstrip("0")
     assert f"{labels:,} of" in page and f"{confirmed} on {labels:,} labels" in page
-    assert "labels, whose rows differ from the unlabelled ones" in page
+    assert "Labelled rows differ from unlabelled ones in " in page
     sentence = verdict["harm"]["sentence"]
     assert "drift in" in sentence, "the drift audit of the same folder is joined"
     html = (live/"out/performance.html").read_text()

@@ -119,7 +119,7 @@ def test_what_training_never_saw_is_said(service, rows):
     unseen = predict_one(service, {**row, "educcat": "PhD", "age": 130})
     missing = predict_one(service, {**row, "educcat": None, "age": 130})
     assert len(unseen["warnings"]) == 2
-    assert "'PhD' is never seen in training; scored as missing" in unseen["warnings"][1]
+    assert "'PhD' was never seen in training; scored as missing" in unseen["warnings"][1]
     assert unseen["score"] == missing["score"] and unseen["outlier"]
 
     empty = predict_one(service, dict.fromkeys(row))

@@ -343,42 +343,60 @@ def _contribution_table(explanation):
     return table
 
 # %% ../../nbs/cli/02_audits.ipynb #cba9910f
+def _bound(explanation):
+    "The threshold as a limit in words, beside which scores keep the digits that show on which side they are"
+    return "" if explanation["threshold"] is None else f"≥ {explanation['threshold']:.12g}"
+
+# %% ../../nbs/cli/02_audits.ipynb #9b17e39b
 def _print_score(explanation):
     "The score, and what moved it"
     from mlgov_nb.stats.measures import number
     decision = ""
     if explanation["decision"] is not None:
-        decision = f", decision {explanation['decision']} (1 from a score of {explanation['threshold']:g})"
+        decision = f", decision {explanation['decision']} (1 from a score of {explanation['threshold']:.12g})"
     model = explanation["model"]
-    threshold = explanation["threshold"]
-    score = number(explanation["score"], "" if threshold is None else f"≥ {threshold:g}")
+    score = number(explanation["score"], _bound(explanation))
     print_line(f"{model['name']} {model['version']}, row {explanation['row']}: "
                f"score {score}{decision}", "bold")
+    for warning in explanation["warnings"]: print_line(warning, "yellow")
     about = ", by an approximation that adds up to the score," if explanation["approximate"] else ""
     print_line(f"starting from {explanation['base_score']:.3f}, the average score in training, moved{about} by:")
     print_table(_contribution_table(explanation), 120)
 
-# %% ../../nbs/cli/02_audits.ipynb #2a17467d
-FLAGS = ("A proxy goes with a protected attribute in training, so it may carry the attribute into the decision; "
-         "look at a reason in brackets before it is sent.")
+# %% ../../nbs/cli/02_audits.ipynb #897acb41
+FLAGS = {
+    "protected attribute": "the feature is one, and the card allows it as an input",
+    "is a proxy for": "the card says that the feature goes with the attribute, so it may bring it into the decision",
+}
 
+# %% ../../nbs/cli/02_audits.ipynb #29ae5888
+def _print_flags(flags):
+    "What the flags mean, once"
+    meanings = [f"[{words}]: {meaning}" for words, meaning in FLAGS.items()
+                if any(flag.startswith(words) for flag in flags)]
+    if not meanings: return
+    print_line(f"{'; '.join(meanings)}. A flag is about the feature, the same for everyone; "
+               "it does not say that this decision is unfair.", "dim")
+
+# %% ../../nbs/cli/02_audits.ipynb #5e1edfed
 def _print_reasons(explanation):
-    "The reasons in words; one that names a protected attribute or a proxy of one carries a flag"
+    "The reasons in words; one that names a protected attribute or a proxy for one carries a flag"
     decision = explanation["decision"]
     print_line("Reasons" if decision is None else f"Reasons for the decision {decision}", "bold")
     for reason in explanation["reasons"]:
         flag = f"  [{reason['flag']}]" if reason["flag"] else ""
-        print_line(f"  {reason['in_score']:+.3f}  {reason['text']}{flag}", "yellow" if flag else None)
-    if not explanation["reasons"]: print_line("  no feature spoke for it: the average score alone decides so")
-    if any(reason["flag"] for reason in explanation["reasons"]): print_line(FLAGS, "dim")
+        print_line(f"  {reason['in_score']:+.3f}  {reason['text']}{flag}")
+    if not explanation["reasons"]: print_line("  no feature counts for it: the average score alone gives this decision")
+    _print_flags([reason["flag"] for reason in explanation["reasons"]])
 
 # %% ../../nbs/cli/02_audits.ipynb #eb4be101
 def _print_changes(explanation):
     "The nearest changes that would change the decision"
+    from mlgov_nb.stats.measures import number
     print_line("What would change the decision", "bold")
     for change in explanation["counterfactuals"]:
         features = "; ".join(f"{name}: {old} → {new}" for name, (old, new) in change["changes"].items())
-        print_line(f"  {features} (score {change['score']:.3f})")
+        print_line(f"  {features} (score {number(change['score'], _bound(explanation))})")
     if not explanation["counterfactuals"]:
         print_line("  none found: no change of up to three of the features that the card calls actionable "
                    "changes the decision")

@@ -8,14 +8,16 @@ __all__ = ['flag', 'reasons', 'find_row', 'explain_row']
 # %% ../../nbs/explanation/02_reasons.ipynb #d073eab0
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from ..data.card import Card
+from ..data.card import Card, raw_name
 from ..data.prepare import read_prepared
 from ..data.values import DataError
 from .counterfactuals import counterfactuals
 from ..model.artifact import Artifact, card_of, load
 from ..model.contributions import Explanation, contributions, explain, ranked
+from ..model.encoding import EMPTY, strange_parts, strange_warning
 
 # %% ../../nbs/explanation/02_reasons.ipynb #caf36d3a
 def flag(
@@ -38,7 +40,7 @@ def _sentence(card, feature, value, contribution):
     return getattr(phrases, way).replace("{value}", value)
 
 # %% ../../nbs/explanation/02_reasons.ipynb #f5af6ebe
-def _spoke_for(art, decision, contribution):
+def _counts_for(art, decision, contribution):
     "Did a contribution move the score towards the decision? Of a predicted value every one counts"
     if contribution == 0: return False
     return not art.task.decides or (contribution > 0) == bool(decision)
@@ -51,9 +53,9 @@ def reasons(
     top:int=4, # At most so many (US Regulation B names up to four)
     order:list[dict]|None=None, # From `ranked`, where it is known already
 )->list[dict]: # feature, value, contribution, in_score, text, flag; largest first; may be empty
-    "The largest contributions that spoke for one row's decision, as sentences"
+    "The largest contributions that count for one row's decision, as sentences"
     decision = art.decide(ex.score[i:i + 1])[0] if art.task.decides else None
-    own = [row for row in order or ranked(ex, art.encoder, i) if _spoke_for(art, decision, row["contribution"])]
+    own = [row for row in order or ranked(ex, art.encoder, i) if _counts_for(art, decision, row["contribution"])]
     return [dict(row, text=_sentence(card, row["feature"], row["value"], row["contribution"]),
                  flag=flag(card, row["feature"])) for row in own[:top]]
 
@@ -77,17 +79,45 @@ def find_row(
     there = f"there are {len(rows):,} rows, such as {card.id} {some}"
     raise DataError(f"{file}: no row with {card.id} {row}; {there}")
 
+# %% ../../nbs/explanation/02_reasons.ipynb #620c737c
+def _is_strange(feature, value, code):
+    "Is a value one that training never saw? `code` is what the model sees of it"
+    if pd.isna(value): return False
+    if feature["kind"] != "numeric": return bool(np.isnan(code))
+    return feature["low"] is not None and not feature["low"] <= code <= feature["high"]
+
+# %% ../../nbs/explanation/02_reasons.ipynb #b3b637ca
+def _warnings(art, card, found, z):
+    "What the service would warn of in one row; `DataError` where it would refuse the row"
+    warnings = []
+    for feature, code in zip(art.meta["features"], z, strict=True):
+        value = found[feature["name"]].iloc[0]
+        if not _is_strange(feature, value, code): continue
+        named = {**feature, "name": raw_name(feature["name"])}
+        policy = card.strange.out_of_range if feature["kind"] == "numeric" else card.strange.unseen
+        if policy == "refuse": raise DataError(_refusal(named, value))
+        warnings.append(strange_warning(named, value))
+    if found[card.features].isna().all(axis=None): warnings.append(EMPTY)
+    return warnings
+
+# %% ../../nbs/explanation/02_reasons.ipynb #3925e48d
+def _refusal(feature, value):
+    "Why the service would refuse a row"
+    found, how = strange_parts(feature, value)
+    return f"`{feature['name']}` is {found}, {how}; this model's card refuses that"
+
 # %% ../../nbs/explanation/02_reasons.ipynb #d8722062
 def explain_row(
     model:Path, # Artifact folder
     file:Path, # CSV or Parquet with the card's id and features
     row:str, # The id
     changes:bool|None=None, # Look for changes that would change the decision; by default only of a refusal
-)->dict: # model, score, decision, base, contributions, reasons, counterfactuals (None: not looked for)
+)->dict: # model, score, decision, warnings, base, contributions, reasons, counterfactuals (None: not looked for)
     "Score, reasons and counterfactuals of one row of a file; a regression has no decision and no counterfactuals"
     art = load(model)
     card = card_of(art)
-    ex = explain(art, find_row(card, file, row))
+    found = find_row(card, file, row)
+    ex = explain(art, found)
     decides = art.task.decides
     decision = int(art.decide(ex.score)[0]) if decides else None
     wanted = decides and (changes or (changes is None and decision == 0))
@@ -97,6 +127,7 @@ def explain_row(
         score=float(ex.score[0]),
         decision=decision,
         threshold=art.threshold if decides else None,
+        warnings=_warnings(art, card, found, ex.codes[0]),
         base=ex.base,
         base_score=ex.score_base,
         raw=float(ex.raw[0]),

@@ -193,9 +193,9 @@ def decisions_text(
     rows:dict[str, int], # From `three_rows`
 )->str: # Markdown
     "Reasons and counterfactuals of some rows"
-    lines = []
+    lines, bound = [], f"≥ {art.threshold:.12g}" if art.task.decides else ""
     for name, i in rows.items():
-        lines += [f"- **{markdown_text(name)} score, {ex.score[i]:.3f}**"]
+        lines += [f"- **{markdown_text(name)} score, {number(float(ex.score[i]), bound)}**"]
         lines += [_reason_line(reason) for reason in reasons(art, card, ex, i)]
         lines += [f"  - *what would change the decision:* {markdown_text(_other_decision(art, card, ex.codes[i]))}"]
     return "\n".join(lines)

@@ -157,7 +157,7 @@ def _fork(self:Segment):
             os.close(fd)
     self.fd, self.left = -1, []
     self.lock, self.sync_lock = threading.Lock(), threading.Lock()
-    self.synced = self.total        # bytes that are on the disk for certain
+    self.synced = self.total        # bytes that are certainly on the disk
     self.current_sync = None        # tasks of `durable`: the sync that runs,
     self.next_sync = None           # and the one that comes after it
     self.pool = None

@@ -18,7 +18,7 @@ from ..stats.two_sample import domain_classifier
 from ..stats.units import copied_rows, units_of
 
 # %% ../../nbs/performance/04_label_selection.ipynb #297c6cb1
-SELECTED = 0.55      # the AUC from which labelled rows are called unlike the rest
+SELECTED = 0.55      # the AUC from which labelled rows differ from the unlabelled ones
 
 def _selection_note(labelled, test):
     "The classifier's result in words"
@@ -58,9 +58,9 @@ def label_selection(
 def marked(
     measures:list[Measure], # Quality measures from labels
     selection:Measure, # From `label_selection`
-)->list[Measure]: # The same, with a note where the labelled rows are not like the rest
-    "Note on measures that the labelled rows are not like the rest"
+)->list[Measure]: # The same, with a note where the labelled rows differ from the unlabelled ones
+    "Note on measures that the labelled rows differ from the unlabelled ones"
     if "not like" not in selection.note: return measures
-    note = "on labelled rows, which are not like the rest"
+    note = "on labelled rows, which differ from the unlabelled ones"
     exempt = [m.value is None or m.name == "label_coverage" for m in measures]
     return [m if free else replace(m, note=note) for m, free in zip(measures, exempt, strict=True)]

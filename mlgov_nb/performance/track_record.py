@@ -254,7 +254,7 @@ def _against(confirmed:list[Measure], expected:Sequence[Measure])->str:
     truth, guess = _find(confirmed, "accuracy"), _find(expected, "accuracy_expected")
     if not truth or not guess or None in (truth.low, guess.low): return ""
     if truth.low <= guess.high and guess.low <= truth.high: return ""
-    return (f"cannot tell: labels speak against the estimate (accuracy expected {guess.value:.3f}, "
+    return (f"cannot tell: labels contradict the estimate (accuracy expected {guess.value:.3f}, "
             f"{truth.n:,} labels show {truth.value:.3f})")
 
 # %% ../../nbs/performance/03_track_record.ipynb #6940daf0
@@ -262,8 +262,8 @@ def _source(used:Measure, truth:Measure, guess:Measure)->str:
     "Where the best known value comes from, or why there is none"
     if used.value is None: return f"{guess.note or 'no estimate'}; {truth.n:,} labels"
     if used is guess: return "expected, before labels"
-    unlike = " of rows unlike the rest" if "not like the rest" in truth.note else ""
-    return f"confirmed by labels{unlike}"
+    differ = " whose rows differ from the unlabelled ones" if "differ from the unlabelled" in truth.note else ""
+    return f"confirmed by labels{differ}"
 
 # %% ../../nbs/performance/03_track_record.ipynb #289b776f
 def _best_of(

@@ -30,9 +30,10 @@ from ..data.values import categories, holds_text, numbers
 from ..files import FORMULA, atomic_file
 from ..log.subject import subject_key, subject_secret
 from ..model.artifact import card_of, load
+from ..model.encoding import EMPTY
 from .batch_file import CHUNK, open_rows
 from .request import MAX_TEXT, BadRequest, Schema, expected, kind_in_words
-from .scoring import EMPTY, Release, Scorer, elapsed_ms, hashed_subject, load_release, stored_outliers
+from .scoring import Release, Scorer, elapsed_ms, hashed_subject, load_release, stored_outliers
 from .scoring import strange_value
 from ..settings import MlgovError, ServiceSettings
 

@@ -91,13 +91,11 @@ def _expected_words(name:str, reference:Measure|None, expected:Measure|None)->st
     return f"no estimate of the {words(name)}"
 
 # %% ../../nbs/verdict/01_harm.ipynb #8bf7e6e4
-def _confirmed_words(confirmed:Measure|None, selection:Measure|None)->str:
-    "What the labels of a window confirm; `selection` says whether the labelled rows are like the others"
+def _confirmed_words(confirmed:Measure|None)->str:
+    "What the labels of a window confirm"
     if not confirmed or (confirmed.value is None and not confirmed.n): return "no labels yet"
     if confirmed.value is None: return f"not confirmed: {_reason_unknown(confirmed) or 'too few labels'}"
-    text = f"confirmed {number(confirmed.value)} on {confirmed.n:,} labels"
-    if selection and "not like" in selection.note: text += ", whose rows differ from the unlabelled ones"
-    return text
+    return f"confirmed {number(confirmed.value)} on {confirmed.n:,} labels"
 
 # %% ../../nbs/verdict/01_harm.ipynb #4c0a7d5f
 def _certain_part(part, name):
@@ -115,9 +113,8 @@ def _cause_words(name:str, measures:dict[tuple[str, str], Measure])->str:
 # %% ../../nbs/verdict/01_harm.ipynb #40784328
 def _quality_words(name:str, reference:Measure|None, measures:dict[tuple[str, str], Measure])->str:
     "Expected and confirmed quality of a window"
-    whole = {key: measures.get((key, "all rows")) for key in (name, f"{name}_expected", "label_selection")}
-    expected = _expected_words(name, reference, whole[f"{name}_expected"])
-    return f"{expected}, {_confirmed_words(whole[name], whole['label_selection'])}"
+    expected = _expected_words(name, reference, measures.get((f"{name}_expected", "all rows")))
+    return f"{expected}, {_confirmed_words(measures.get((name, 'all rows')))}"
 
 # %% ../../nbs/verdict/01_harm.ipynb #c9fa5056
 def _limited_changes(measures:dict[tuple[str, str], Measure], bounds:dict[str, float])->dict:
@@ -188,10 +185,24 @@ def _reference_measures(records:list[dict])->dict[tuple[str, str], Measure]:
 
 def _earlier_words(windows):
     "How often each verdict was given in earlier windows"
+    if not windows: return ""
     verdicts = [each["verdict"] for each in windows]
+    count = len(windows)
+    which = {1: "The earlier window", 2: "Both earlier windows"}.get(count, f"All {count} earlier windows")
+    if len(set(verdicts)) == 1: return f". {which}: {verdicts[0]}"
     counts = {verdict: verdicts.count(verdict) for verdict in ("harmful", "cannot tell", "harmless")}
-    parts = [f"{verdict} in {count} of {len(windows)}" for verdict, count in counts.items() if count]
-    return f". Earlier windows: {', '.join(parts)}" if parts else ""
+    parts = ", ".join(f"{verdict} in {found}" for verdict, found in counts.items() if found)
+    return f". {count} earlier windows: {parts}"
+
+# %% ../../nbs/verdict/01_harm.ipynb #e26d3a86
+def _selection_words(records):
+    "In which of some windows the labelled rows differ from the unlabelled ones"
+    own = [measures.get(("label_selection", "all rows")) for measures in map(indexed, records)]
+    differ = [each["window"]["name"] for each, found in zip(records, own, strict=True)
+              if found and "not like" in found.note]
+    if not differ: return ""
+    where = "in every window" if len(differ) == len(records) > 1 else f"in {', '.join(differ)}"
+    return f". Labelled rows differ from unlabelled ones {where}"
 
 # %% ../../nbs/verdict/01_harm.ipynb #e14f1488
 def _all_changes(records, bounds):
@@ -217,5 +228,6 @@ def harm(
         windows.append(_one_window(performance, reference, bounds, certain, _drift_words(checks, name)))
     if not windows: return None
     latest = windows[-1]
-    sentence = latest["sentence"] + _earlier_words(windows[:-1]) + "."
+    scored = [each for each in records if each["window"]["name"] != "reference"]
+    sentence = latest["sentence"] + _earlier_words(windows[:-1]) + _selection_words(scored) + "."
     return dict(verdict=latest["verdict"], sentence=sentence, windows=windows)

@@ -44,7 +44,7 @@ class Ruling(NamedTuple):
     "How a value stands to its limit"
     verdict: str
     side: str         # 'within' or 'outside'; '' where there is no value
-    doubt: str = ""   # what speaks against it, or why there is no value
+    doubt: str = ""   # what counts against it, or why there is no value
 
 # %% ../../nbs/verdict/00_judge.ipynb #472886fe
 def _outside(measured, limit, lowest, highest):
@@ -226,7 +226,8 @@ def _reason(checks):
     sentence = min(reversed(as_bad), key=margin)["sentence"]      # of equally bad windows the latest
     windows, all_windows = {each["window"] for each in as_bad}, {each["window"] for each in checks}
     if verdict != "pass" and len(windows) > 1:
-        sentence += f"; the same verdict in {len(windows)} of {len(all_windows)} windows"
+        share = f"all {len(windows)}" if windows == all_windows else f"{len(windows)} of {len(all_windows)}"
+        sentence += f"; the same verdict in {share} windows"
     return verdict, _capital(sentence)
 
 # %% ../../nbs/verdict/00_judge.ipynb #355e4bc0
@@ -248,20 +249,27 @@ def _candidates_values(records, name):
     return values
 
 # %% ../../nbs/verdict/00_judge.ipynb #d02577e7
-def _candidate_words(subject, values, worst_of, bound):
-    "A candidate's first value and, where it differs, its worst one"
-    (first, _), (bad, window) = values[0], worst_of(values)
+def _candidate_words(subject, first, bad, window, bound):
+    "A candidate's first value and, where it differs, its worst one, with its window unless that is named already"
     text = f"{subject.split('@')[1]} {number(first, bound)}"
-    return text if bad == first else f"{text} → {number(bad, bound)} ({window})"
+    if bad == first: return text
+    return f"{text} → {number(bad, bound)}" + (f" ({window})" if window else "")
 
 # %% ../../nbs/verdict/00_judge.ipynb #38f34c99
 def _candidates_sentence(name, subject, candidates, limits):
     "What the candidates that were not released have of one measure and attribute"
     worst_of = min if any(limit.min is not None for limit in limits) else max
     bound = _bound(limits[0])
-    texts = ", ".join(_candidate_words(each, values, worst_of, bound) for each, values in candidates.items())
+    ends = {each: (values[0][0], *worst_of(values)) for each, values in candidates.items()}
+    windows = {window for values in candidates.values() for _, window in values}
+    worst_windows = {window for first, bad, window in ends.values() if bad != first}
+    once = len(worst_windows) == 1
+    texts = ", ".join(_candidate_words(each, first, bad, "" if once else window, bound)
+                      for each, (first, bad, window) in ends.items())
+    course = "from the reference to their worst window" + (f", {worst_windows.pop()}" if once else "")
+    if len(windows) == 1: course = "in the reference" if windows == {"reference"} else f"in {windows.pop()}"
     what = words(name) if subject == "all rows" else f"{words(name)}, {plain_subject(subject)}"
-    return f"{what} of the candidates not released, from the reference to their worst window (limit {bound}): {texts}"
+    return f"{what} of the candidates not released, {course} (limit {bound}): {texts}"
 
 def _candidates_context(records, limits):
     "One sentence per limited measure and attribute on the candidates that were not released"
