@@ -106,7 +106,7 @@ def strength(
     y:np.ndarray, # The outcome, without gaps
     decides:bool, # Is the outcome 0 or 1?
     reading:Reading=Reading(), # How its file is to be read
-)->float: # AUC for two classes, otherwise the share of the variance that is explained; NaN where it cannot be determined
+)->float: # AUC for two classes, otherwise the share of the variance that is explained; NaN where unknown
     "How well one column alone tells the outcome"
     if decides: return _auc(y, alone_scores(values, y, reading))
     from scipy.stats import rankdata
