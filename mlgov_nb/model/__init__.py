@@ -10,7 +10,10 @@ import lazy_loader
 
 # %% ../../nbs/model/index.ipynb #59d654aa
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "encoding": ["codes", "design", "Encoder", "fit_encoder", "NOTHING", "pooled_codes", "shown", "unseen"],
+    "encoding": [
+        "codes", "design", "EMPTY", "Encoder", "fit_encoder", "NOTHING", "pooled_codes", "shown", "strange_parts",
+        "strange_warning", "unseen",
+    ],
     "inference": ["evaluate"],
     "shapley": ["dense_shap", "tree_shap"],
     "artifact": [
