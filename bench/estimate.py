@@ -72,7 +72,7 @@ OURS = dict(binary="mcbpe", regression="dle_weighted")
 THEIRS = dict(binary="NannyML CBPE", regression="NannyML DLE")
 # most: rows of a repetition; window: rows of a window; quiet, shifts, later: windows of each kind; long: rows of the
 # speed test
-FULL = dict(repeats=4, most=24_000, window=2_000, quiet=2, shifts=3, later=3, long=1_000_000)
+FULL = dict(repeats=3, most=24_000, window=2_000, quiet=2, shifts=3, later=3, long=1_000_000)
 SMALL = dict(repeats=2, most=2_000, window=500, quiet=1, shifts=2, later=1, long=20_000)
 SOURCES = [        # kept repetitions are of these files
     "mlgov_nb/performance/estimate.py",
