@@ -711,7 +711,8 @@ def report(rows, size, seconds, said, folder):
     text = document(
         "# Performance without labels",
         introduction(repeats),
-        "Mean errors over all windows that were not broken:",
+        "Mean errors over all windows that were not broken; where a difference is not beyond chance, no lead is "
+        "established:",
         "\n".join(headlines),
         GIVEN,
         about_windows(binary, size),

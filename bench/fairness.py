@@ -10,6 +10,7 @@ the groups are shuffled among the rows, and the truth is the (small) gap that is
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,7 @@ def scores_out_of_sample(Z, y):
     return score
 
 
+@cache
 def population(card_name, attribute, most=60_000):
     "Group, label, score of labelled rows; the score is out of sample"
     card, rows = card_and_rows(card_name)
@@ -187,7 +189,7 @@ def coverage_text(coverage, cases):
 
 
 def main(small, folder):
-    times, draws, resamples = (20, 300, 5) if small else (300, 2000, 100)
+    times, draws, resamples = (20, 300, 5) if small else (120, 2000, 20)
     peer, ours, whole = speed(5, resamples)
     cases = coverage_cases(times, draws)
     spawn = multiprocessing.get_context("spawn")      # a fork would inherit OpenMP's threads and hang
