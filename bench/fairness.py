@@ -176,7 +176,7 @@ def coverage_text(coverage, cases):
         counts = [pair for found in chosen for pair in found.values() if pair[1] >= least]
         sentences.append(f"- {group}: {coverage_summary([hits / samples for hits, samples in counts], counts)}.")
     return document(
-        f"{times:,} samples a cell; a cell's own 95% interval is some "
+        f"{times:,} samples a cell, {cases[0].draws:,} redraws behind an interval; a cell's own 95% interval is some "
         f"±{100 * 1.96 * np.sqrt(.05 * .95 / times):.1f} points. "
         "Empty: in more than a tenth of the samples a group had too few rows to be rated. "
         "The intervals of a largest difference are made to be too wide rather than too narrow where groups are nearly "
