@@ -215,6 +215,12 @@ def _extremes(groups, values, what=""):
     return (f"{what}lowest {_reader_name(lowest)} {known[lowest]:.3g}, highest {_reader_name(highest)} "
             f"{known[highest]:.3g}")
 
+def _widest(groups, rates, values, gaps):
+    "The two groups behind the largest of several gaps; the rate is named where there are several"
+    widest = int(np.argmax(gaps))
+    which = f"{rates[widest].replace('_', ' ')} " if len(rates) > 1 else ""
+    return _extremes(groups, values[widest], which)
+
 def _notes(*parts):
     "Notes that say something, as one"
     return "; ".join(filter(None, parts))
@@ -272,14 +278,15 @@ def _compare(name, subject, counts, draws, rated, n, note):
     worth = _worth(counts)
     values, centre, drawn = (_only(rated, _values(each, rates)) for each in (worth, worth + PRIOR, draws))
     gap = largest_gap(centre, drawn)
-    widest = int(np.argmax([np.nanmax(of_rate) - np.nanmin(of_rate) for of_rate in values]))
-    which = f"{rates[widest].replace('_', ' ')} " if len(rates) > 1 else ""
-    note = _notes(_extremes(counts.index, values[widest], which), note)
+    ends = [(np.nanmin(of_rate), np.nanmax(of_rate)) for of_rate in values]
+    apart = [high - low for low, high in ends], [1 - low / high if high else 0 for low, high in ends]
+    notes = [_notes(_widest(counts.index, rates, values, gaps), note) for gaps in apart]
     positive = [i for i, of_rate in enumerate(values) if np.nanmax(of_rate) > 0] or range(len(values))
     logs = [[np.log(each[i]) for i in positive] for each in (centre, drawn)]
     log_gap = largest_gap(*logs, equal=gap[1] <= 0)
     parts = [_only([of_rate] * 2, rate_parts(worth, rate)) for of_rate, rate in zip(rated, rates, strict=True)]
-    return [_difference(name, subject, n, values, gap, note), _ratio(f"{name}_ratio", subject, parts, log_gap, n, note)]
+    return [_difference(name, subject, n, values, gap, notes[0]),
+            _ratio(f"{name}_ratio", subject, parts, log_gap, n, notes[1])]
 
 # %% ../../nbs/fairness/01_rates.ipynb #81fd8614
 BASES = dict(selection_rate="rows", accuracy="rows", true_positive_rate="positives", false_positive_rate="negatives",
@@ -323,6 +330,12 @@ def _impact(name, cells, log_draws, n, note=""):
     if value == 0: high = min(1.0, _largest_ratio_of_none(hits, rows))
     return measure("disparate_impact", name, value, n, min(low, value), max(high, value), note)
 
+def _impact_note(rates, privileged):
+    "The group with the lowest selection rate beside the privileged one, with their rates"
+    lowest = rates.drop(privileged).idxmin()
+    return (f"lowest {_reader_name(lowest)} {rates[lowest]:.3g}, privileged {_reader_name(privileged)} "
+            f"{rates[privileged]:.3g}")
+
 def _impact_unknown(counts, subject, privileged):
     "No disparate impact, and why: too few labelled rows in the privileged group, or in all others"
     own, others = int(counts.n.get(privileged, 0)), int(counts.n.drop(privileged, errors="ignore").sum())
@@ -350,7 +363,9 @@ def disparate_impact(
         return [measure("disparate_impact", name, None, known, note=why) for name, known in unknown]
     (drawn,) = _values(draw_tables(cells, draws, np.random.default_rng(seed)), ["selection_rate"])
     log_draws = np.log(drawn)
-    measures = [_impact(subject, cells, log_draws, n[rated].sum(), _left_out(n, rated, "rows"))]
+    rates = pd.Series(_values(cells, ["selection_rate"])[0], [privileged, *others])
+    note = _notes(_impact_note(rates, privileged), _left_out(n, rated, "rows"))
+    measures = [_impact(subject, cells, log_draws, n[rated].sum(), note)]
     for i, group in enumerate(others, start=1):
         measures.append(_impact(group, cells[[0, i]], log_draws[:, [0, i]], n[group]))
     return measures
@@ -359,6 +374,7 @@ def disparate_impact(
 def _mae_ratio(subject, table, n, draws, rng, note):
     "Lowest over highest mean absolute error; 0 without an interval where one group has no error, None where none has"
     value, low, high, df = (table[column].to_numpy(float) for column in ("value", "low", "high", "n"))
+    note = _notes(_extremes(table.index, value), note)
     if not value.min() > 0: return measure("mae_ratio", subject, 0.0 if value.max() > 0 else None, n, note=note)
     logs = np.log([value, np.maximum(low, value / 100), high])
     _, low, high = largest_gap([logs[0]], [draw_means(*logs, df - 1, draws, rng)])
