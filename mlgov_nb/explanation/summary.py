@@ -132,14 +132,18 @@ def plot_feature(
 def plot_pair(
     ax:Axes, # Where to draw
     ex:Explanation, # Rows, of which the first were explained in pairs
+    enc:Encoder, # The model's, for the names of categories
     pair:tuple[str, str], # Two features
     values:np.ndarray, # From `interactions`
 )->None:
     "The interaction of two features: across, the first one's value; as colour, the second one's"
     first, second = (ex.codes[:len(values), ex.features.index(name)] for name in pair)
-    dots = ax.scatter(first, values, c=second, s=10, cmap="viridis")
+    names = enc.categories.get(pair[1], [])
+    ends = dict(vmin=0, vmax=len(names) - 1) if names else {}
+    dots = ax.scatter(first, values, c=second, s=10, cmap="viridis", **ends)
     ax.set_xlabel(pair[0])
-    ax.figure.colorbar(dots, label=pair[1])
+    bar = ax.figure.colorbar(dots, label=pair[1])
+    if names: bar.set_ticks(range(len(names)), labels=names, fontsize=7)
 
 # %% ../../nbs/explanation/03_summary.ipynb #884b1923
 def three_rows(
