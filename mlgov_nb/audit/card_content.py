@@ -109,7 +109,7 @@ def plot_trade_off(
     points:dict[str, tuple[pd.Series, pd.Series]], # From `trade_off`
     card:Card, # The dataset card
     compared:str, # What `trade_off` compared
-    champion:str, # Drawn as a diamond
+    champion:str, # Drawn as a diamond; '' where no candidate was released
 ):
     "Quality against gap with their 95% intervals, and the Pareto front as a grey line"
     for name, (gap, quality) in points.items():
@@ -247,7 +247,8 @@ def data_text(
 )->str: # Markdown
     "Source, licence, training rows and protected attributes"
     rows = f"{trained_on['rows']:,} rows ({trained_on['labelled']:,} labelled)"
-    period = f"{trained_on['start'] or 'no time'} to {trained_on['end'] or 'column'}"
+    timed = trained_on["start"] and trained_on["end"]
+    period = f"{trained_on['start']} to {trained_on['end']}" if timed else "without a time column"
     inputs = [protected.column for protected in card.protected.values() if protected.as_input]
     names = markdown_text(", ".join(inputs))
     allowed = f", except columns that are inputs because the card allows it: {names}" if inputs else ""

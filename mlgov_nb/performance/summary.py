@@ -53,12 +53,14 @@ def headline(
     labelled = markdown_text(find(measures, "label_selection").note)
     source = markdown_text(find(measures, "covariate_part", main).note)
     with_labels = labelled if truth.value is None else f"{title} {shown}; {labelled}"
+    by = markdown_text(expected.note)
+    guess = f"{title} {by}" if expected.value is None else f"{title} {promised}, by {by}"
     before = f"{words(promise.name)} {in_words(promise, '95% ')}, {promise.note}"
     return f"""- **before release** {before}
 
 In **{markdown_text(window)}**:
 
-- **before labels** {title} {promised}, by {markdown_text(expected.note)}; it was {base.value:.3f} on the reference
+- **before labels** {guess}; it was {base.value:.3f} on the reference
 - **with labels** {with_labels}
 - **where it comes from**: {source}"""
 

@@ -271,13 +271,13 @@ def _candidates_sentence(name, subject, candidates, limits):
     what = words(name) if subject == "all rows" else f"{words(name)}, {plain_subject(subject)}"
     return f"{what} of the candidates not released, {course} (limit {bound}): {texts}"
 
-def _candidates_context(records, limits):
+def _candidates_context(records, limits, parity):
     "One sentence per limited measure and attribute on the candidates that were not released"
     sentences = []
     for name in dict.fromkeys(limit.measure for limit in limits):
-        own = [limit for limit in limits if limit.measure == name]
         for subject, candidates in _candidates_values(records, name).items():
-            sentences.append(_capital(_candidates_sentence(name, subject, candidates, own)))
+            own = [each for each in limits if each.measure == name and _subject_matches(each.subject, subject, parity)]
+            if own: sentences.append(_capital(_candidates_sentence(name, subject, candidates, own)))
     return sentences
 
 # %% ../../nbs/verdict/00_judge.ipynb #d8a2c15b
@@ -350,7 +350,7 @@ def judge(
     checks = run_checks(records, limits, list(parity))
     reasons = [*_reasons(checks), *([unasked] if unasked else [])]
     level = worst([*([level_of(checks)] if checks else []), *([unasked[0]] if unasked else [])])
-    context = _candidates_context(records, limits) + _drift_context(records)
+    context = _candidates_context(records, limits, list(parity)) + _drift_context(records)
     worst_two = [sentence for verdict, sentence in reasons if verdict == level][:2]
     head = list(dict.fromkeys([*worst_two, reasons[0][1]]))
     worst_first = sorted(reasons, key=lambda reason: -ORDER.index(reason[0]))
