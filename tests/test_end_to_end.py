@@ -41,7 +41,7 @@ def test_pages_open_without_a_network(clone, name):
     assert "<script" not in html and "@import" not in html
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", html)
     assert html.index('class="badge') < html.index("data:image/png"), "the verdict comes before the picture"
-    assert '<details class="code">' in html, "code is folded away"
+    assert '<div class="code">' in html and 'class="show-code"' in html, "code is out of sight until asked for"
     assert str(clone.root) not in html
 
 

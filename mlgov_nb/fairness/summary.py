@@ -110,12 +110,16 @@ def _comparison_line(compared:Measure, attribute:str, window:str)->str:
         value = f"{number(compared.value)}, on {compared.n:,} people; 95% interval {interval}."
     return f"- **{_of(attribute, window)}**: {words(compared.name)} {value}"
 
-# %% ../../nbs/fairness/04_summary.ipynb #ea373e48
-def _bias_words(group:str, bias:Measure)->str:
-    "On which side of the truth a group is estimated"
-    if bias.low is not None and bias.low <= 0 <= bias.high: return f"shows no such error for {group}"
-    side = "overestimates" if bias.value > 0 else "underestimates"
-    return f"{side} {group} by {number(abs(bias.value))}"
+# %% ../../nbs/fairness/04_summary.ipynb #2b354e02
+def _bias_words(found:dict[str, Measure])->list[str]:
+    "On which side of the truth each group is estimated; groups whose interval holds zero are named together, last"
+    phrases, unbiased = [], []
+    for group, bias in found.items():
+        name = markdown_text(group)
+        side = "overestimates" if bias.value > 0 else "underestimates"
+        if bias.low is not None and bias.low <= 0 <= bias.high: unbiased.append(name)
+        else: phrases.append(f"{side} {name} by {number(abs(bias.value))}")
+    return [*phrases, f"shows no such error for {_listed(unbiased)}"] if unbiased else phrases
 
 # %% ../../nbs/fairness/04_summary.ipynb #cc30551e
 def _bias_line(measures:list[Measure], attribute:str, window:str, task:str)->str:
@@ -123,7 +127,7 @@ def _bias_line(measures:list[Measure], attribute:str, window:str, task:str)->str
     name, meaning = BIAS[task]
     found = group_measures(measures, attribute, name)
     extreme = _extremes({group: each.value for group, each in found.items()})
-    phrases = [_bias_words(markdown_text(group), found[group]) for group in extreme]
+    phrases = _bias_words({group: found[group] for group in extreme})
     sentence = f"the model {_listed(phrases)}" if phrases else "too few rows in every group"
     return f"- **{_of(attribute, window)}**, {meaning}: {sentence}."
 
@@ -194,6 +198,13 @@ def _known(value:float|None)->str:
     "A number, or that there is none"
     return "unknown" if value is None else number(value)
 
+# %% ../../nbs/fairness/04_summary.ipynb #9bf8f9a1
+def _shares(shares:dict[str, float])->str:
+    "The share of each group in words, said once where it is the same in all of them"
+    shown = {group: f"{share:.0%}" for group, share in shares.items()}
+    if len(shown) > 1 and len(set(shown.values())) == 1: return f"{next(iter(shown.values()))} of every group"
+    return _listed([f"{share} of {markdown_text(group)}" for group, share in shown.items()])
+
 # %% ../../nbs/fairness/04_summary.ipynb #65e689b0
 def label_text(
     measures:list[Measure], # Of one window
@@ -205,7 +216,7 @@ def label_text(
     labelled, lines = task_of(task).gap.removesuffix("_all"), []
     for attribute in attributes:
         coverage = group_values(measures, attribute, "label_coverage")
-        shares = _listed([f"{coverage[group]:.0%} of {markdown_text(group)}" for group in _extremes(coverage)])
+        shares = _shares({group: coverage[group] for group in _extremes(coverage)})
         of_labelled = _known(measure_value(measures, labelled, attribute))
         of_everyone = _known(measure_value(measures, f"{labelled}_all", attribute))
         both = f"the {words(labelled)} is {of_labelled} with labels and {of_everyone} over everyone"
