@@ -110,7 +110,7 @@ def _comparison_line(compared:Measure, attribute:str, window:str)->str:
         value = f"{number(compared.value)}, on {compared.n:,} people; 95% interval {interval}."
     return f"- **{_of(attribute, window)}**: {words(compared.name)} {value}"
 
-# %% ../../nbs/fairness/04_summary.ipynb #2b354e02
+# %% ../../nbs/fairness/04_summary.ipynb #11be9b5a
 def _bias_words(found:dict[str, Measure])->list[str]:
     "On which side of the truth each group is estimated; groups whose interval holds zero are named together, last"
     phrases, unbiased = [], []
@@ -198,7 +198,7 @@ def _known(value:float|None)->str:
     "A number, or that there is none"
     return "unknown" if value is None else number(value)
 
-# %% ../../nbs/fairness/04_summary.ipynb #9bf8f9a1
+# %% ../../nbs/fairness/04_summary.ipynb #18a26b97
 def _shares(shares:dict[str, float])->str:
     "The share of each group in words, said once where it is the same in all of them"
     shown = {group: f"{share:.0%}" for group, share in shares.items()}
